@@ -1,0 +1,124 @@
+//! What can go wrong in the engine, named with the file, offset and LSN where there are any.
+//!
+//! Owns: the error type and what its kinds mean to a caller. Never: logging; an error is reported
+//! by whoever stops it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::batch::{Condition, LimitError};
+use crate::codec::Malformed;
+use crate::lsn::Lsn;
+
+/// Result of an engine call.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// An engine error. Its text says what happened, to what, and what to do next.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused; nothing more is known.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was attempted, as a verb.
+        action: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// The operating system's answer.
+        source: io::Error,
+    },
+    /// No room on the disk; nothing of this call was kept. Free space and try again.
+    #[error("disk full while writing {}; free space, nothing acknowledged is lost", path.display())]
+    DiskFull {
+        /// The file that could not grow.
+        path: PathBuf,
+    },
+    /// Bytes that were durable are damaged or missing. Nothing was changed.
+    #[error("corruption in {} at offset {offset}{}: {what}; restore this node from a replica or a backup", path.display(), lsn.map(|l| format!(" (LSN {l})")).unwrap_or_default())]
+    Corruption {
+        /// The damaged file.
+        path: PathBuf,
+        /// Where in it, in bytes.
+        offset: u64,
+        /// Which record, where known.
+        lsn: Option<Lsn>,
+        /// What does not fit.
+        what: String,
+    },
+    /// The store has stopped after an error that may have lost data under it \[I3\].
+    #[error("the store has stopped: {0}; restart the process, recovery decides what was durable")]
+    Stopped(String),
+    /// A limit; nothing was written.
+    #[error(transparent)]
+    Limit(#[from] LimitError),
+    /// A condition of the batch does not hold; nothing was written.
+    #[error("condition on a key of {} bytes does not hold (expected {:?})", .0.key.len(), .0.expect)]
+    ConditionFailed(Box<Condition>),
+    /// Bytes from outside do not follow the format.
+    #[error("{0}")]
+    Malformed(#[from] Malformed),
+    /// A record from a peer or an archive does not continue this log.
+    #[error("{0}")]
+    Record(#[from] crate::record::RecordError),
+    /// The log no longer reaches back that far.
+    #[error("the log before LSN {oldest} is gone (asked for {asked}); start from a checkpoint or the archive")]
+    LogGone {
+        /// The LSN asked for.
+        asked: Lsn,
+        /// The oldest LSN still in the log.
+        oldest: Lsn,
+    },
+    /// Versions that old are no longer kept.
+    #[error("versions at LSN {asked} are no longer kept (history reaches back to LSN {floor}); restore from a backup instead")]
+    HistoryGone {
+        /// The LSN asked for.
+        asked: Lsn,
+        /// The oldest LSN that can still be read at.
+        floor: Lsn,
+    },
+    /// Asked to cut records that are committed here \[I8\].
+    #[error("refusing to cut the log at LSN {asked}: records up to {committed} are committed here")]
+    BelowCommit {
+        /// Where the cut was asked for.
+        asked: Lsn,
+        /// The local commit LSN.
+        committed: Lsn,
+    },
+    /// Another process has the data directory.
+    #[error("data directory {} is in use by another process; stop it or choose another directory", .0.display())]
+    InUse(PathBuf),
+    /// A file is of a format that this program does not know.
+    #[error("{} is of format {found}, this program knows {known}; use a newer program", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// The format found.
+        found: u32,
+        /// The newest format known.
+        known: u32,
+    },
+    /// The directory holds something else, or is not what the caller expected.
+    #[error("{}: {what}", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong with it and what to do.
+        what: String,
+    },
+}
+
+impl Error {
+    /// Wraps an operating-system error; a full disk gets its own kind.
+    pub fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
+        if source.kind() == io::ErrorKind::StorageFull || source.kind() == io::ErrorKind::QuotaExceeded {
+            Error::DiskFull { path: path.to_owned() }
+        } else {
+            Error::Io { action, path: path.to_owned(), source }
+        }
+    }
+
+    /// A damaged place.
+    pub fn corruption(path: &Path, offset: u64, lsn: Option<Lsn>, what: impl Into<String>) -> Self {
+        Error::Corruption { path: path.to_owned(), offset, lsn, what: what.into() }
+    }
+}

@@ -1,0 +1,184 @@
+//! The file-system seam: the few calls that the engine makes on files, and who answers them.
+//!
+//! Owns: the traits and small helpers on them. `os` is the only module of the workspace's core
+//! that touches real files; `sim` (feature `sim`) is a disk that crashes, tears, stalls and lies.
+//! Never: caching, retrying, or deciding what an error means.
+
+use std::fmt::Debug;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+pub mod os;
+#[cfg(feature = "sim")]
+pub mod sim;
+
+/// How to open a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenMode {
+    /// Existing file, reads only.
+    Read,
+    /// Existing file, reads and writes.
+    Write,
+    /// New file, reads and writes; an existing name is an error.
+    CreateNew,
+}
+
+#[expect(clippy::len_without_is_empty, reason = "emptiness of a file is never asked")]
+/// An open file. All calls are positional and may be made from several threads.
+pub trait File: Send + Sync + Debug {
+    /// Reads up to `buf.len()` bytes at `offset`; 0 at the end of the file.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// Writes all of `buf` at `offset`, growing the file if needed. Not durable before
+    /// [`File::sync_data`]; after an error any part of it may have been written.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
+
+    /// Length in bytes.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn len(&self) -> io::Result<u64>;
+
+    /// Cuts or grows (with zeros) the file.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn set_len(&self, len: u64) -> io::Result<()>;
+
+    /// Makes data and length durable (`fdatasync`). An error means that data may be lost for good:
+    /// the caller must not retry and must not go on \[I3\].
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn sync_data(&self) -> io::Result<()>;
+}
+
+/// A held lock on a directory; released on drop or when the process ends.
+pub trait LockGuard: Send + Sync + Debug {}
+
+/// A file system.
+pub trait Fs: Send + Sync + Debug {
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// `NotFound`, `AlreadyExists`, or the operating system's.
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn File>>;
+
+    /// Creates a directory and its parents; existing ones are fine.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn create_dir_all(&self, path: &Path) -> io::Result<()>;
+
+    /// Renames a file or directory over `to`. Durable only after `sync_dir` of both parents.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Gives a file a second name; an existing `to` is an error.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Removes a file's name.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn remove_file(&self, path: &Path) -> io::Result<()>;
+
+    /// Removes a directory and all in it.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn remove_dir_all(&self, path: &Path) -> io::Result<()>;
+
+    /// Names in a directory, sorted.
+    ///
+    /// # Errors
+    /// `NotFound`, or the operating system's.
+    fn list(&self, path: &Path) -> io::Result<Vec<String>>;
+
+    /// Whether a name exists.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn exists(&self, path: &Path) -> io::Result<bool>;
+
+    /// Makes the names in a directory durable.
+    ///
+    /// # Errors
+    /// The operating system's; as final as a failed `sync_data`.
+    fn sync_dir(&self, path: &Path) -> io::Result<()>;
+
+    /// Takes an exclusive lock on `path` (a lock file, created if absent), without waiting.
+    ///
+    /// # Errors
+    /// `WouldBlock` when another process holds it, or the operating system's.
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn LockGuard>>;
+
+    /// Bytes free for this user on the file system of `path`.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn free_bytes(&self, path: &Path) -> io::Result<u64>;
+}
+
+/// Fills `buf` from `offset`.
+///
+/// # Errors
+/// `UnexpectedEof` when the file ends before, or the operating system's.
+pub fn read_exact_at(file: &dyn File, mut buf: &mut [u8], mut offset: u64) -> io::Result<()> {
+    while !buf.is_empty() {
+        match file.read_at(buf, offset) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(n) => {
+                buf = buf.get_mut(n..).unwrap_or_default();
+                offset += n as u64;
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// Reads a whole file of at most `max` bytes.
+///
+/// # Errors
+/// `InvalidData` when it is longer, or the operating system's.
+pub fn read_file(fs: &dyn Fs, path: &Path, max: u64) -> io::Result<Vec<u8>> {
+    let file = fs.open(path, OpenMode::Read)?;
+    let len = file.len()?;
+    if len > max {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("file of {len} bytes is over the bound of {max}")));
+    }
+    let mut buf = vec![0; usize::try_from(len).map_err(|_| io::ErrorKind::InvalidData)?];
+    read_exact_at(&*file, &mut buf, 0)?;
+    Ok(buf)
+}
+
+/// Replaces `dir/name` so that a crash leaves the old or the new content, whole: temporary file,
+/// sync, rename, directory sync \[I3\].
+///
+/// # Errors
+/// The operating system's.
+pub fn write_atomic(fs: &dyn Fs, dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let tmp = dir.join(format!("{name}.tmp"));
+    if fs.exists(&tmp)? {
+        fs.remove_file(&tmp)?;
+    }
+    let file = fs.open(&tmp, OpenMode::CreateNew)?;
+    file.write_all_at(bytes, 0)?;
+    file.sync_data()?;
+    fs.rename(&tmp, &dir.join(name))?;
+    fs.sync_dir(dir)
+}

@@ -1,0 +1,25 @@
+//! Mainstay's storage engine: one write-ahead log of dense, checksummed, hash-chained records, and
+//! the tree that materialises its committed prefix.
+//!
+//! Owns: log, tree, store, and the seams (files, clock, randomness, execution) they stand on.
+//! Never: starts a runtime, opens a socket, reads an environment variable, or logs; it returns
+//! errors and counts.
+
+pub mod batch;
+pub mod clock;
+pub mod codec;
+pub mod env;
+pub mod error;
+pub mod exec;
+pub mod fs;
+pub mod limits;
+pub mod lsn;
+pub mod record;
+pub mod rng;
+pub mod value;
+pub mod watermark;
+
+pub use env::Env;
+pub use error::{Error, Result};
+pub use limits::Options;
+pub use lsn::{Chain, ClusterId, CommitTs, Epoch, Lsn, Position, TimelineId};

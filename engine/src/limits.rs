@@ -1,0 +1,81 @@
+//! Every bound of the engine in one place, with its unit and reason \[I12\].
+//!
+//! Owns: hard limits of the formats and the tunable sizes (`Options`). Never: behaviour.
+
+/// Largest key in bytes. It fits a `u16` length and keeps index blocks small.
+pub const KEY_BYTES_MAX: usize = 64 * 1024 - 1;
+/// Largest value in bytes, envelope excluded.
+pub const VALUE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Largest encoded batch in bytes: one maximal put fits, and a record always fits a segment.
+pub const BATCH_BYTES_MAX: usize = 20 * 1024 * 1024;
+/// Most operations in one batch.
+pub const BATCH_OPS_MAX: usize = 100_000;
+/// Largest metadata block of a value envelope in bytes.
+pub const METADATA_BYTES_MAX: usize = 4 * 1024;
+/// How far LSNs jump when a restore or a forced failover starts a new timeline, so that a reader
+/// of the old history can never mistake the new one for it \[I11\].
+pub const TIMELINE_LSN_JUMP: u64 = 1 << 32;
+
+/// Sizes that a deployment or a test may choose. Defaults suit a small server.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Log segment size in bytes. At least `BATCH_BYTES_MAX` + 64 KiB, except in tests whose
+    /// batches are small.
+    pub segment_bytes: u64,
+    /// Log kept in memory for tail readers close to the head, in bytes.
+    pub tail_memory_bytes: usize,
+    /// Log kept on disk for slots (replicas, archiver, watchers) beyond what the tree needs, in
+    /// bytes. A slot that lags by more is dropped and must fall back to a checkpoint.
+    pub retained_log_bytes: u64,
+    /// Memtable size at which it is frozen and flushed, in bytes.
+    pub memtable_bytes: usize,
+    /// Most frozen memtables waiting for their flush; at the bound `apply` stops until one is
+    /// flushed, so memory stays bounded.
+    pub frozen_memtables_max: usize,
+    /// Target size of a data block before compression, in bytes.
+    pub block_bytes: usize,
+    /// Size at which compaction starts another output table, in bytes.
+    pub table_bytes: u64,
+    /// Tables in level 0 that trigger a compaction.
+    pub level0_tables: usize,
+    /// Block cache, in bytes.
+    pub cache_bytes: u64,
+    /// How long superseded versions stay readable, in microseconds of commit time.
+    pub history_window_us: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            segment_bytes: 64 << 20,
+            tail_memory_bytes: 16 << 20,
+            retained_log_bytes: 1 << 30,
+            memtable_bytes: 32 << 20,
+            frozen_memtables_max: 3,
+            block_bytes: 4 << 10,
+            table_bytes: 32 << 20,
+            level0_tables: 4,
+            cache_bytes: 128 << 20,
+            history_window_us: 600 * 1_000_000,
+        }
+    }
+}
+
+impl Options {
+    /// Tiny sizes, so that a short test passes through rotation, flush and compaction.
+    #[must_use]
+    pub fn tiny() -> Self {
+        Self {
+            segment_bytes: 16 << 10,
+            tail_memory_bytes: 4 << 10,
+            retained_log_bytes: 64 << 10,
+            memtable_bytes: 4 << 10,
+            frozen_memtables_max: 2,
+            block_bytes: 256,
+            table_bytes: 4 << 10,
+            level0_tables: 2,
+            cache_bytes: 64 << 10,
+            history_window_us: 1_000,
+        }
+    }
+}
