@@ -69,7 +69,9 @@ pub enum Error {
         oldest: Lsn,
     },
     /// Versions that old are no longer kept.
-    #[error("versions at LSN {asked} are no longer kept (history reaches back to LSN {floor}); restore from a backup instead")]
+    #[error(
+        "versions at LSN {asked} are no longer kept (history reaches back to LSN {floor}); restore from a backup instead"
+    )]
     HistoryGone {
         /// The LSN asked for.
         asked: Lsn,

@@ -227,8 +227,14 @@ impl<'a> Record<'a> {
             return Err(Malformed("record of a newer format").into());
         }
         let [epoch, lsn, ts, session, sequence, _origin] = word;
-        let header =
-            Header { kind: Kind::from_byte(kind)?, epoch: Epoch(epoch), lsn: Lsn(lsn), ts: CommitTs(ts), session, sequence };
+        let header = Header {
+            kind: Kind::from_byte(kind)?,
+            epoch: Epoch(epoch),
+            lsn: Lsn(lsn),
+            ts: CommitTs(ts),
+            session,
+            sequence,
+        };
         Ok(Self { header, chain, body, bytes, hash })
     }
 
@@ -290,7 +296,8 @@ mod tests {
     #[test]
     fn only_a_timeline_start_may_jump_and_only_from_its_fork() {
         let prev = Position { epoch: Epoch(1), lsn: Lsn(9), chain: Chain::default(), ts: CommitTs(1) };
-        let start = TimelineStart { cluster: ClusterId(1), timeline: TimelineId(2), parent: TimelineId(1), fork: Lsn(9) };
+        let start =
+            TimelineStart { cluster: ClusterId(1), timeline: TimelineId(2), parent: TimelineId(1), fork: Lsn(9) };
         let mut out = Vec::new();
         let h = Header { kind: Kind::TimelineStart, ..header(1 << 32) };
         encode(&mut out, prev.chain, &h, |b| b.extend_from_slice(&start.encode()));

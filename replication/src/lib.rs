@@ -3,4 +3,6 @@
 //! Owns: a core without I/O (`rule`, `lineage`, `core`: events in, effects out) and the drivers that
 //! carry its effects out behind the `Transport` trait. Never: gRPC, backup, or client protocols.
 
+pub mod core;
+pub mod lineage;
 pub mod rule;

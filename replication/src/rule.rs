@@ -244,7 +244,8 @@ impl Rule {
         (0..=nodes.len())
             .take_while(|&f| {
                 (0u32..1 << nodes.len()).filter(|lost| lost.count_ones() as usize == f).all(|lost| {
-                    let left = nodes.iter().enumerate().filter(|(i, _)| lost & (1 << i) == 0).fold(0, |s, (_, b)| s | b);
+                    let left =
+                        nodes.iter().enumerate().filter(|(i, _)| lost & (1 << i) == 0).fold(0, |s, (_, b)| s | b);
                     self.survives(NodeSet(left))
                 })
             })
