@@ -1,1 +1,27 @@
-//! Placeholder head; replaced by the crate.
+//! Backup, continuous archive and restore of a Mainstay cluster.
+//!
+//! Owns: the repository's layout (`repository`), base backups, the archiver, the catalog of what
+//! exists, restore planning (pure) and restore execution. Never: reads the log above the commit
+//! LSN \[I9\], overwrites a named object \[I10\], calls a restore done before it was verified \[I11\].
+
+pub mod archive;
+pub mod base;
+pub mod catalog;
+pub mod error;
+pub mod plan;
+pub mod repository;
+pub mod restore;
+pub mod timeline;
+pub mod wal_object;
+
+#[cfg(test)]
+mod testing;
+
+pub use archive::{ArchiveStatus, Archiver, ArchiverHandle, ArchiverOptions, Chunk, RecordSource};
+pub use base::{BaseInfo, BaseSource, TableFile, create_base};
+pub use catalog::Catalog;
+pub use error::{Error, Result};
+pub use plan::{RestorePlan, Target, plan};
+pub use repository::Repository;
+pub use restore::{ReplayFactory, ReplayTarget, RestoreOptions, Restored, execute};
+pub use wal_object::Writer;
