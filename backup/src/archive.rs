@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use mainstay_engine::fault::{Bug, planted};
 use mainstay_engine::record::{Kind, Record, TimelineStart};
 use mainstay_engine::watermark::Watermark;
 use mainstay_engine::{CommitTs, Epoch, Lsn, Position, TimelineId};
@@ -27,6 +28,8 @@ use crate::wal_object::{Draft, HEADER_BYTES, WalHeader, WalObject, Writer};
 
 /// Longest time an orderly stop spends on archiving what is committed.
 const LAST_DRAIN: Duration = Duration::from_secs(10);
+/// Pauses after failures, from and to.
+const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 
 /// Whole records, concatenated, as the log gives them.
@@ -211,28 +214,37 @@ impl Archiver {
     /// The reason why no later attempt can help: `Fenced`, `Conflict`, `Diverged`, `LogGap`,
     /// `AboveCommit`, `Probe`, `ForeignCluster`, or the engine's.
     pub async fn run(mut self, mut shutdown: watch::Receiver<bool>) -> Result<()> {
-        let mut pause = self.options.interval.max(Duration::from_millis(50));
+        let mut pause = self.options.interval.max(PAUSE_MIN);
         let result = loop {
             let next = self.running.as_ref().map_or(Lsn(1), |r| r.cursor.lsn.next());
-            tokio::select! {
-                reached = self.committed.reached(next) => if reached.is_err() { break self.last_drain().await },
-                _ = shutdown.wait_for(|stop| *stop) => break self.last_drain().await,
-            }
-            let wait = match self.drain().await {
-                Ok(()) => {
-                    pause = self.options.interval.max(Duration::from_millis(50));
+            // Dropping a drain half way is safe: what landed is found again, what did not is repeated.
+            let round = tokio::select! {
+                biased;
+                () = stopped(&mut shutdown) => None,
+                reached = self.committed.reached(next) => match reached {
+                    Ok(_) => tokio::select! {
+                        () = stopped(&mut shutdown) => None,
+                        result = self.drain() => Some(result),
+                    },
+                    Err(_) => None,
+                },
+            };
+            let wait = match round {
+                None => break self.last_drain().await,
+                Some(Ok(())) => {
+                    pause = self.options.interval.max(PAUSE_MIN);
                     self.options.interval
                 }
-                Err(e) if e.is_transient() => {
+                Some(Err(e)) if e.is_transient() => {
                     tracing::warn!(error = %e, "archiving is held up");
                     pause = (pause * 2).min(PAUSE_MAX);
                     pause
                 }
-                Err(e) => break Err(e),
+                Some(Err(e)) => break Err(e),
             };
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
-                _ = shutdown.wait_for(|stop| *stop) => {}
+                () = stopped(&mut shutdown) => {}
             }
         };
         self.handle.lock().state = ArchiverState::Stopped;
@@ -362,7 +374,7 @@ impl Archiver {
 
     /// Reads the next records and makes an object of them. `None`: nothing committed is left.
     async fn prepare(&self, running: &mut Running) -> Result<Option<Pending>> {
-        let committed = self.committed.get();
+        let committed = if planted(Bug::ArchiveAboveCommit) { Lsn::MAX } else { self.committed.get() };
         if committed <= running.cursor.lsn {
             return Ok(None);
         }
@@ -452,6 +464,11 @@ impl Archiver {
         let Some(origin) = origin else { return Ok(false) };
         ensure_timeline(access, &self.writer, &origin, now).await.map(|_| true)
     }
+}
+
+/// Ends when the caller asks for the end, or is gone.
+async fn stopped(shutdown: &mut watch::Receiver<bool>) {
+    let _ = shutdown.wait_for(|stop| *stop).await;
 }
 
 /// Adds the records of a chunk that belong into one object, each checked: at or below the commit

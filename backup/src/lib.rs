@@ -16,6 +16,8 @@ pub mod wal_object;
 
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 
 pub use archive::{ArchiveStatus, Archiver, ArchiverHandle, ArchiverOptions, Chunk, RecordSource};
 pub use base::{BaseInfo, BaseSource, TableFile, create_base};

@@ -214,7 +214,7 @@ pub fn choose_timeline(catalog: &Catalog, wanted: Option<TimelineId>) -> Result<
     let mut by_age: Vec<_> = catalog.timelines.values().map(|d| (d.created_us, d.timeline)).collect();
     by_age.sort_unstable();
     match *by_age.as_slice() {
-        [] => known.first().copied().ok_or_else(|| Error::NoBase { timeline: TimelineId(0) }),
+        [] => known.first().copied().ok_or(Error::NoBase { timeline: TimelineId(0) }),
         [.., (a, x), (b, y)] if a == b => Err(Error::Ambiguous(format!("{x} and {y} were begun at the same moment"))),
         [.., (_, newest)] => Ok(newest),
     }

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt, stream};
+use mainstay_engine::fault::{Bug, planted};
 use mainstay_engine::fs::{Fs, OpenMode, write_atomic};
 use mainstay_engine::limits::TIMELINE_LSN_JUMP;
 use mainstay_engine::record::{Record, TimelineStart};
@@ -369,6 +370,7 @@ async fn replay(
     let (feed, queue) = mpsc::channel::<(Piece, WalObject)>(1);
     let (worker_env, worker_plan, worker_dir) = (env.clone(), plan.clone(), work.to_owned());
     let progress = Arc::clone(&options.progress);
+    let last = if planted(Bug::RestoreStopsEarly) { plan.landing_lsn.prev() } else { plan.landing_lsn };
     let worker = tokio::task::spawn_blocking(move || {
         let position = worker_plan.base.at.into();
         let base = ReplayBase {
@@ -379,7 +381,7 @@ async fn replay(
             manifest: &manifest,
         };
         let target = factory.create(&worker_env, base)?;
-        Replayer { plan: &worker_plan, target, records: 0, progress: &*progress }.run(queue)
+        Replayer { plan: &worker_plan, last, target, records: 0, progress: &*progress }.run(queue)
     });
     let mut objects = stream::iter(plan.pieces.iter().copied())
         .map(|piece| async move { Ok::<_, Error>((piece, fetch_object(access, &piece.name).await?)) })
@@ -409,6 +411,7 @@ async fn replay(
 
 struct Replayer<'a> {
     plan: &'a RestorePlan,
+    last: Lsn,
     target: Box<dyn ReplayTarget>,
     records: u64,
     progress: &'a (dyn Fn(Phase, u64, u64) + Send + Sync),
@@ -440,7 +443,7 @@ impl Replayer<'_> {
         if object.header.cluster != self.plan.cluster {
             return Err(Error::damaged(name, "it belongs to another cluster"));
         }
-        let target = &mut self.target;
+        let (target, last) = (&mut self.target, self.last);
         let mut replayed = 0u64;
         object.each::<Error>(|record| {
             let (lsn, at) = (record.header.lsn, target.position());
@@ -454,7 +457,7 @@ impl Replayer<'_> {
                 }
                 return Ok(());
             }
-            if lsn > piece.to {
+            if lsn > piece.to || lsn > last {
                 return Ok(());
             }
             if record.header.epoch != piece.name.epoch {

@@ -351,7 +351,6 @@ pub(crate) mod number {
     }
     number!(Lsn Epoch CommitTs);
 
-    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's `with` passes a reference to the field")]
     pub(crate) fn serialize<T: Number, S: Serializer>(v: &T, s: S) -> Result<S::Ok, S::Error> {
         s.serialize_u64(v.get())
     }
