@@ -113,7 +113,8 @@ pub struct ArchiveStatus {
     pub archived: Lsn,
     /// Commit timestamp there, where known.
     pub archived_ts: Option<CommitTs>,
-    /// Commit timestamp of the oldest committed record that is not archived; `None` when all is.
+    /// Commit timestamp of the oldest committed record that is being archived; `None` when the last
+    /// round left nothing. Records younger than one interval may not be counted yet.
     pub oldest_unarchived_ts: Option<CommitTs>,
     /// The last failure; cleared by the next success.
     pub last_error: Option<String>,
@@ -235,7 +236,8 @@ impl Archiver {
                     pause = self.options.interval.max(PAUSE_MIN);
                     self.options.interval
                 }
-                Some(Err(e)) if e.is_transient() => {
+                // Whatever the store says, credentials and buckets can be put right while we wait.
+                Some(Err(e @ Error::Store { .. })) => {
                     tracing::warn!(error = %e, "archiving is held up");
                     pause = (pause * 2).min(PAUSE_MAX);
                     pause
@@ -256,9 +258,9 @@ impl Archiver {
 
     async fn last_drain(&mut self) -> Result<()> {
         match tokio::time::timeout(LAST_DRAIN, self.drain()).await {
-            Ok(Err(e)) if !e.is_transient() => Err(e),
             // What is left waits in the log for the next start.
-            Ok(_) | Err(_) => Ok(()),
+            Ok(Ok(()) | Err(Error::Store { .. })) | Err(_) => Ok(()),
+            Ok(Err(e)) => Err(e),
         }
     }
 

@@ -23,7 +23,7 @@ pub use archive::{ArchiveStatus, Archiver, ArchiverHandle, ArchiverOptions, Chun
 pub use base::{BaseInfo, BaseSource, TableFile, create_base};
 pub use catalog::Catalog;
 pub use error::{Error, Result};
-pub use plan::{RestorePlan, Target, plan};
+pub use plan::{RestorePlan, RestoreWindow, Target, plan, restore_window};
 pub use repository::Repository;
 pub use restore::{ReplayFactory, ReplayTarget, RestoreOptions, Restored, execute};
 pub use wal_object::Writer;

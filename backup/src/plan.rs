@@ -189,6 +189,33 @@ pub async fn plan(repository: &Repository, target: Target, timeline: Option<Time
     Planner { catalog: &catalog, access: &access }.plan(target, timeline).await
 }
 
+/// What can be restored on a timeline, and the holes in between.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RestoreWindow {
+    /// The timeline.
+    pub timeline: TimelineId,
+    /// From the oldest base to the end of the archive.
+    pub window: Window,
+    /// LSNs in between that no usable object holds: targets behind a hole need a base behind it.
+    pub missing: Vec<Missing>,
+}
+
+/// The restore window of a timeline (default: as [`plan`] would choose).
+///
+/// # Errors
+/// `NoBase`, `Ambiguous`, `UnknownTimeline`; and those of [`Catalog::load`].
+pub async fn restore_window(repository: &Repository, timeline: Option<TimelineId>) -> Result<RestoreWindow> {
+    let catalog = Catalog::load(repository).await?;
+    let access = repository.access().await?;
+    let timeline = choose_timeline(&catalog, timeline)?;
+    let history = lineage(&catalog.timelines, timeline)?;
+    let bases = bases(&catalog, &history);
+    let (Some(oldest), Some(newest)) = (bases.first(), bases.last()) else { return Err(Error::NoBase { timeline }) };
+    let window = Planner { catalog: &catalog, access: &access }.window(&history, oldest, newest).await?;
+    let missing = cover(&catalog, &history, oldest.at.lsn, Lsn::MAX).missing;
+    Ok(RestoreWindow { timeline, window, missing })
+}
+
 /// The timeline meant: the one named, or the one begun last.
 ///
 /// # Errors

@@ -169,6 +169,8 @@ pub(crate) struct Faults {
     pub(crate) lost_reply: u64,
     /// Creates that say "exists" although nothing landed.
     pub(crate) phantom_conflict: u64,
+    /// Refuses the credentials of every put.
+    pub(crate) denied: bool,
     /// Ignores `PutMode::Create`.
     pub(crate) overwrites: bool,
     /// Listings never show anything.
@@ -226,6 +228,9 @@ impl ObjectStore for FaultStore {
         self.puts.fetch_add(1, Ordering::Relaxed);
         if self.hit(f.unavailable) {
             return Err(unavailable());
+        }
+        if f.denied {
+            return Err(object_store::Error::PermissionDenied { path: at.to_string(), source: "403".into() });
         }
         if o.mode == PutMode::Create && self.hit(f.phantom_conflict) {
             return Err(object_store::Error::AlreadyExists { path: at.to_string(), source: "409".into() });

@@ -21,6 +21,13 @@ async fn contiguous(store: &Arc<FaultStore>, last: u64) -> Vec<(u64, u64)> {
     pieces.iter().map(|p| (p.from.0, p.to.0)).collect()
 }
 
+/// The last LSN that a reader of names alone reaches without a hole.
+async fn stored_through(store: &Arc<FaultStore>) -> u64 {
+    let mut ranges: Vec<_> = names(store, "wal").await.iter().map(|n| range_of(n)).collect();
+    ranges.sort_by_key(|r| *r.start());
+    ranges.iter().fold(0, |at, r| if *r.start() <= at + 1 { at.max(*r.end()) } else { at })
+}
+
 #[tokio::test]
 async fn objects_are_cut_by_size_and_by_epoch_and_hold_everything() {
     let store = FaultStore::new(1);
@@ -48,6 +55,7 @@ async fn no_fault_of_the_store_makes_a_gap_or_a_fork() {
             assert!(result.as_ref().err().is_none_or(Error::is_transient), "seed {seed}: {result:?}");
             let at = r.archived.get();
             assert!(at >= before && at <= r.committed.get(), "seed {seed}");
+            assert!(stored_through(&store).await >= at.0, "seed {seed}: {at} is called archived before it is");
             before = at;
             // A restart in between: another cut size, and nothing remembered but the bucket.
             if dice.below(10) == 0 {
@@ -259,6 +267,17 @@ async fn running_follows_the_commit_lsn_and_an_orderly_stop_leaves_nothing_behin
     assert!(handle.status().last_error.unwrap().contains("memory://test: Generic fault error: 503"));
     store.set(Faults::default());
     assert_eq!(r.archived.reached(Lsn(20)).await, Ok(Lsn(20)));
+    // Credentials that are refused can be put right while it waits.
+    while handle.status().last_error.is_some() {
+        tokio::task::yield_now().await;
+    }
+    store.set(Faults { denied: true, ..Faults::default() });
+    r.committed.raise(Lsn(25));
+    while handle.status().last_error.is_none() {
+        tokio::task::yield_now().await;
+    }
+    store.set(Faults::default());
+    assert_eq!(r.archived.reached(Lsn(25)).await, Ok(Lsn(25)));
     r.committed.raise(Lsn(30));
     stop.send(true).unwrap();
     task.await.unwrap().unwrap();

@@ -104,6 +104,9 @@ async fn the_newest_base_before_the_target_is_taken_and_one_behind_a_hole_helps(
     let hole = names(&store, "wal").await.into_iter().find(|n| range_of(n).contains(&25)).unwrap();
     remove(&store, &hole).await;
     assert_eq!(ask(&store, Target::Latest).await.unwrap().records, 20);
+    let w = crate::plan::restore_window(&repository(&store), None).await.unwrap();
+    assert_eq!((w.window.from, w.window.to), ((Lsn(10), ts_of(10)), (Lsn(60), ts_of(60))));
+    assert_eq!((w.missing.len(), w.missing[0].last.0), (1, *range_of(&hole).end()));
     assert!(matches!(ask(&store, Target::Lsn(Lsn(35))).await, Err(Error::Gap { .. })));
 }
 
