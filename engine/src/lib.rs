@@ -14,6 +14,7 @@ pub mod exec;
 pub mod fault;
 pub mod fs;
 pub mod limits;
+pub mod log;
 pub mod lsn;
 pub mod record;
 pub mod rng;

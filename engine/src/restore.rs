@@ -1,0 +1,105 @@
+//! Building a store from fetched tables and replayed records: the local half of a restore.
+//!
+//! Owns: the order in which a directory becomes a store (manifest last, identity at the end), the
+//! new timeline \[I11\]. Never: fetching; a directory without identity is not a store.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::env::Env;
+use crate::error::{Error, Result};
+use crate::limits::{Options, TIMELINE_LSN_JUMP};
+use crate::log::Log;
+use crate::lsn::{Epoch, Lsn, Position};
+use crate::record::{Record, TimelineStart};
+use crate::store::Identity;
+use crate::tree::Tree;
+
+/// A store under construction.
+#[derive(Debug)]
+pub struct Builder {
+    env: Env,
+    dir: PathBuf,
+    log: Log,
+    tree: Tree,
+    pending_bytes: usize,
+}
+
+impl Builder {
+    /// Begins in `dir`, where `tables/{id:032x}.table` of the base are already placed and synced.
+    /// `manifest` are the bytes of the base's manifest; without them the store starts empty, for a
+    /// history that is replayed from its first record.
+    ///
+    /// # Errors
+    /// Damage in the manifest or a table missing; the operating system's.
+    pub fn create(env: Env, dir: &Path, options: &Options, manifest: Option<&[u8]>) -> Result<Self> {
+        match manifest {
+            Some(bytes) => crate::tree::install_manifest(&env, dir, bytes)?,
+            None => drop(Tree::create(env.clone(), dir, options, Position::default())?),
+        }
+        let tree = Tree::open(env.clone(), dir, options)?;
+        let base = tree.flushed();
+        let (log, _) = Log::open(env.clone(), dir, options, base.lsn, base)?;
+        Ok(Self { env, dir: dir.to_owned(), log, tree, pending_bytes: 0 })
+    }
+
+    /// Where the store stands.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        self.log.last()
+    }
+
+    /// Appends and applies one record, which must continue the store.
+    ///
+    /// # Errors
+    /// `Record` when it does not; the log's and the tree's.
+    pub fn replay(&mut self, record: &Record<'_>) -> Result<()> {
+        self.log.append_record(record)?;
+        self.tree.apply(record)?;
+        self.pending_bytes += record.bytes.len();
+        if self.pending_bytes > 8 << 20 {
+            self.settle()?;
+        }
+        Ok(())
+    }
+
+    /// Makes what was replayed durable, then flushes what is due: never a table ahead of the log.
+    fn settle(&mut self) -> Result<()> {
+        self.pending_bytes = 0;
+        self.log.sync_to(self.log.last().lsn)?;
+        while self.tree.flush_step()? == crate::exec::Progress::Worked {}
+        self.log.release(self.tree.flushed().lsn)
+    }
+
+    /// Ends the restore: starts the new timeline with its LSN jump, flushes, syncs, and writes the
+    /// identity that makes the directory a store. Returns the position restored to and the first
+    /// position of the new timeline.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn finish(mut self, identity: Identity, parent: crate::TimelineId, epoch: Epoch) -> Result<(Position, Position)> {
+        let landed = self.log.last();
+        let start =
+            TimelineStart { cluster: identity.cluster, timeline: identity.timeline, parent, fork: landed.lsn };
+        let first = Lsn(landed.lsn.0.saturating_add(TIMELINE_LSN_JUMP));
+        let first = self.log.append_timeline(epoch, self.env.clock.wall(), start, first)?;
+        self.settle()?;
+        let mut reader = self.log.reader(first.lsn)?;
+        let chunk = reader.next(first.lsn, usize::MAX)?;
+        let missing = || Error::Stopped("the timeline's first record cannot be read back".into());
+        for record in chunk.ok_or_else(missing)?.records() {
+            self.tree.apply(&record?)?;
+        }
+        self.tree.freeze();
+        self.settle()?;
+        self.log.close()?;
+        identity.write(&self.env, &self.dir)?;
+        Ok((landed, first))
+    }
+
+    /// Time since some fixed moment, for phase figures.
+    #[must_use]
+    pub fn now(&self) -> Duration {
+        self.env.clock.monotonic()
+    }
+}

@@ -1,0 +1,170 @@
+//! Applying: committed records go into the tree, in LSN order, by one applier at a time; and the
+//! background workers of a node.
+//!
+//! Owns: the `applied` watermark and the three workers (log writer, applier, maintenance). Never:
+//! applying above the commit LSN \[I2\], nor above what this disk holds durably, so that a table never
+//! contains a record that a crash could still take out of the log.
+
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use super::Store;
+use crate::error::{Error, Result};
+use crate::exec::{Progress, Wake, Worker, WorkerThread};
+use crate::fault::{Bug, planted};
+use crate::log::Reader;
+use crate::lsn::Lsn;
+
+/// Most bytes applied in one step, so that a stop or a flush is never far.
+const STEP_BYTES: usize = 1 << 20;
+
+/// The applier's place in the log.
+#[derive(Debug, Default)]
+pub(super) struct Applier {
+    reader: Option<Reader>,
+}
+
+impl Store {
+    /// Raises the commit LSN; the applier follows.
+    pub fn set_committed(&self, lsn: Lsn) {
+        self.committed.raise(lsn);
+        self.wake_apply.wake();
+    }
+
+    /// How far the tree may go now.
+    fn may_apply(&self) -> Lsn {
+        if planted(Bug::VisibleAboveCommit) {
+            return self.log.last().lsn;
+        }
+        self.committed.get().min(self.log.durable().get())
+    }
+
+    /// Applies everything that may be applied, flushing inline when the memtables are full.
+    ///
+    /// # Errors
+    /// The log's and the tree's.
+    pub fn apply_committed(&self) -> Result<()> {
+        while self.apply_step()? == Progress::Worked {
+            while self.tree.needs_flush() {
+                self.tree.flush_step()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies one bounded piece. `Idle` when nothing may be applied or a flush must come first.
+    ///
+    /// # Errors
+    /// The log's and the tree's.
+    pub fn apply_step(&self) -> Result<Progress> {
+        let mut applier = self.applier.lock().unwrap_or_else(PoisonError::into_inner);
+        let applied = self.tree.applied().lsn;
+        let upto = self.may_apply();
+        if applied >= upto || self.tree.needs_flush() {
+            return Ok(Progress::Idle);
+        }
+        let mut reader = match applier.reader.take() {
+            Some(r) => r,
+            None => self.log.reader(applied.next())?,
+        };
+        // An error below drops the reader; the next step starts a fresh one at `applied`.
+        let Some(chunk) = reader.next(upto, STEP_BYTES)? else { return Ok(Progress::Idle) };
+        for record in chunk.records() {
+            self.tree.apply(&record?)?;
+        }
+        self.applied.raise(chunk.last);
+        applier.reader = Some(reader);
+        Ok(Progress::Worked)
+    }
+
+    /// One bounded piece of maintenance: flush, compaction, the next log segment, releasing log,
+    /// evidence.
+    ///
+    /// # Errors
+    /// The log's and the tree's. A full disk is not fatal: the work is tried again.
+    pub fn maintain_step(&self) -> Result<Progress> {
+        if self.tree.flush_step()? == Progress::Worked {
+            self.log.release(self.tree.flushed().lsn)?;
+            self.wake_apply.wake();
+            return Ok(Progress::Worked);
+        }
+        if self.log.prepare_step()? == Progress::Worked || self.tree.compact_step()? == Progress::Worked {
+            return Ok(Progress::Worked);
+        }
+        self.log.release(self.tree.flushed().lsn)?;
+        self.save_evidence()?;
+        Ok(Progress::Idle)
+    }
+
+    /// Starts the workers of a node on named threads. Dropping the result stops and joins them.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn start_workers(self: &Arc<Self>) -> Result<Workers> {
+        let spawn = |name: &'static str, wake: &Wake, step: StepFn, pause: Option<Duration>| {
+            let worker = StoreWorker { store: Arc::clone(self), step, pause };
+            WorkerThread::spawn(name, wake.clone(), worker).map_err(|e| Error::io("start a thread for", &self.dir, e))
+        };
+        Ok(Workers {
+            _threads: [
+                spawn("log-writer", &self.wake_log, log_step, None)?,
+                spawn("applier", &self.wake_apply, apply_step, None)?,
+                spawn("maintenance", &self.wake_maintain, maintain_step, Some(Duration::from_secs(1)))?,
+            ],
+        })
+    }
+}
+
+/// The running workers of a store.
+#[derive(Debug)]
+pub struct Workers {
+    _threads: [WorkerThread; 3],
+}
+
+type StepFn = fn(&Store) -> Result<Progress>;
+
+struct StoreWorker {
+    store: Arc<Store>,
+    step: StepFn,
+    pause: Option<Duration>,
+}
+
+fn log_step(store: &Store) -> Result<Progress> {
+    let progress = store.log.step()?;
+    if progress == Progress::Worked {
+        store.wake_apply.wake();
+    }
+    Ok(progress)
+}
+
+fn apply_step(store: &Store) -> Result<Progress> {
+    let progress = store.apply_step()?;
+    if store.tree.has_frozen() {
+        store.wake_maintain.wake();
+    }
+    Ok(progress)
+}
+
+fn maintain_step(store: &Store) -> Result<Progress> {
+    store.maintain_step()
+}
+
+impl Worker for StoreWorker {
+    fn step(&mut self) -> Progress {
+        match (self.step)(&self.store) {
+            Ok(Progress::Idle) => self.pause.map_or(Progress::Idle, Progress::Sleep),
+            Ok(progress) => progress,
+            // Room may return; writers see the same error from their own calls.
+            Err(Error::DiskFull { .. }) => Progress::Sleep(Duration::from_secs(1)),
+            // The log has called the fatal hook; nothing more can be done here.
+            Err(Error::Stopped(_)) => Progress::Done,
+            Err(e) => {
+                // A tree that cannot take a committed record must not serve on.
+                (self.store.env.fatal)(&format!("{}: {e}", self.store.dir.display()));
+                self.store.committed.close();
+                self.store.applied.close();
+                Progress::Done
+            }
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! The store: log and tree joined, for embedded use and for a node.
+//!
+//! Owns: opening and closing a data directory, the order of appends, who applies committed records.
+//! Never: deciding what is committed (in a node the replication rule does; embedded, the store's
+//! own durable log does) and never showing a record above the commit LSN \[I2\].
+
+mod apply;
+mod evidence;
+mod identity;
+mod write;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+pub use apply::Workers;
+pub use identity::Identity;
+pub use write::Written;
+
+use crate::env::Env;
+use crate::error::{Error, Result};
+use crate::exec::Wake;
+use crate::fs::LockGuard;
+use crate::limits::Options;
+use crate::log::{Log, Recovered};
+use crate::lsn::{Epoch, Lsn, Position, TimelineId};
+use crate::tree::{Checkpoint, Tree, View};
+use crate::watermark::Watermark;
+use evidence::Evidence;
+
+/// How sure an embedded write is when the call returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// On disk: survives power loss.
+    Synced,
+    /// Handed to the log in memory: a crash of the process may lose it.
+    Buffered,
+}
+
+/// An open data directory. Share it in an `Arc`; all methods take `&self`.
+#[derive(Debug)]
+pub struct Store {
+    env: Env,
+    dir: PathBuf,
+    options: Options,
+    identity: Mutex<Identity>,
+    log: Arc<Log>,
+    tree: Arc<Tree>,
+    recovered: Recovered,
+    committed: Watermark,
+    applied: Watermark,
+    /// Held while conditions are judged and the LSN is given: the order of writes.
+    order: Mutex<()>,
+    applier: Mutex<apply::Applier>,
+    evidence: Mutex<Evidence>,
+    wake_log: Wake,
+    wake_apply: Wake,
+    wake_maintain: Wake,
+    // Last: released after everything above is dropped.
+    _lock: Box<dyn LockGuard>,
+}
+
+fn lock_directory(env: &Env, dir: &Path) -> Result<Box<dyn LockGuard>> {
+    let path = dir.join("LOCK");
+    env.fs.lock(&path).map_err(|e| {
+        if e.kind() == io::ErrorKind::WouldBlock { Error::InUse(dir.to_owned()) } else { Error::io("lock", &path, e) }
+    })
+}
+
+impl Store {
+    /// Makes a new store in `dir`, which must be absent, empty, or hold no store yet. `base` is the
+    /// position its log starts after: zero for a new cluster.
+    ///
+    /// # Errors
+    /// `Directory` when there is a store already, `InUse`, or the operating system's.
+    pub fn create(env: Env, dir: &Path, options: &Options, identity: Identity) -> Result<Self> {
+        env.fs.create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
+        let lock = lock_directory(&env, dir)?;
+        if Identity::read(&env, dir)?.is_some() {
+            let what = "there is a store here already; open it or choose another directory".into();
+            return Err(Error::Directory { path: dir.to_owned(), what });
+        }
+        for part in ["log", "tables", "manifest"] {
+            // Parts without an identity are an earlier attempt that did not come to its end.
+            let path = dir.join(part);
+            if env.fs.exists(&path).map_err(|e| Error::io("look for", &path, e))? {
+                env.fs.remove_dir_all(&path).map_err(|e| Error::io("remove", &path, e))?;
+            }
+        }
+        Tree::create(env.clone(), dir, options, Position::default())?;
+        drop(Log::open(env.clone(), dir, options, Lsn::ZERO, Position::default())?);
+        identity.write(&env, dir)?;
+        Self::open_locked(env, dir, options, identity, lock)
+    }
+
+    /// Opens an existing store: recovers the log, loads the tree. Committed records that were not
+    /// flushed are applied again once the commit LSN is raised.
+    ///
+    /// # Errors
+    /// `Directory` when there is none, `Format`, `InUse`, `Corruption` (nothing is changed then), or
+    /// the operating system's.
+    pub fn open(env: Env, dir: &Path, options: &Options) -> Result<Self> {
+        let missing = || Error::Directory { path: dir.to_owned(), what: "there is no store here".into() };
+        if !env.fs.exists(dir).map_err(|e| Error::io("open", dir, e))? {
+            return Err(missing());
+        }
+        let lock = lock_directory(&env, dir)?;
+        let identity = Identity::read(&env, dir)?.ok_or_else(missing)?;
+        Self::open_locked(env, dir, options, identity, lock)
+    }
+
+    fn open_locked(
+        env: Env,
+        dir: &Path,
+        options: &Options,
+        identity: Identity,
+        lock: Box<dyn LockGuard>,
+    ) -> Result<Self> {
+        let evidence = Evidence::read(&env, dir)?;
+        let tree = Arc::new(Tree::open(env.clone(), dir, options)?);
+        let flushed = tree.flushed();
+        let known_durable = flushed.lsn.max(evidence.durable);
+        let (log, recovered) = Log::open(env.clone(), dir, options, known_durable, flushed)?;
+        let log = Arc::new(log);
+        let committed = flushed.lsn.max(evidence.committed.min(log.last().lsn));
+        let store = Self {
+            dir: dir.to_owned(),
+            options: options.clone(),
+            identity: Mutex::new(identity),
+            applier: Mutex::new(apply::Applier::default()),
+            committed: Watermark::new(committed),
+            applied: Watermark::new(flushed.lsn),
+            order: Mutex::new(()),
+            evidence: Mutex::new(evidence),
+            wake_log: Wake::new(),
+            wake_apply: Wake::new(),
+            wake_maintain: Wake::new(),
+            env,
+            log,
+            tree,
+            recovered,
+            _lock: lock,
+        };
+        store.apply_committed()?;
+        Ok(store)
+    }
+
+    /// The data directory.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The environment it was opened with.
+    #[must_use]
+    pub const fn env(&self) -> &Env {
+        &self.env
+    }
+
+    /// Cluster and timeline.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        *self.identity.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Records a new timeline of this directory's log (after a `TimelineStart` record was appended).
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn set_timeline(&self, timeline: TimelineId) -> Result<()> {
+        let mut identity = self.identity.lock().unwrap_or_else(PoisonError::into_inner);
+        identity.timeline = timeline;
+        identity.write(&self.env, &self.dir)
+    }
+
+    /// What recovery found at open.
+    #[must_use]
+    pub const fn recovered(&self) -> &Recovered {
+        &self.recovered
+    }
+
+    /// The log, for tail readers and slots.
+    #[must_use]
+    pub const fn log(&self) -> &Arc<Log> {
+        &self.log
+    }
+
+    /// The tree, for statistics.
+    #[must_use]
+    pub const fn tree(&self) -> &Arc<Tree> {
+        &self.tree
+    }
+
+    /// End of the log in memory.
+    #[must_use]
+    pub fn appended(&self) -> &Watermark {
+        self.log.appended()
+    }
+
+    /// Synced to this disk.
+    #[must_use]
+    pub fn durable(&self) -> &Watermark {
+        self.log.durable()
+    }
+
+    /// Commit rule met, as far as this node knows.
+    #[must_use]
+    pub const fn committed(&self) -> &Watermark {
+        &self.committed
+    }
+
+    /// Visible to reads.
+    #[must_use]
+    pub const fn applied(&self) -> &Watermark {
+        &self.applied
+    }
+
+    /// A consistent read position at everything applied.
+    #[must_use]
+    pub fn view(&self) -> View {
+        self.tree.view()
+    }
+
+    /// A read position in the past.
+    ///
+    /// # Errors
+    /// `HistoryGone` below the history floor; a position above what is applied is refused alike.
+    pub fn view_at(&self, lsn: Lsn) -> Result<View> {
+        self.tree.view_at(lsn)
+    }
+
+    /// First LSN of every epoch in this log, ascending, the not yet applied ones included.
+    ///
+    /// # Errors
+    /// Those of reading the log.
+    pub fn epochs(&self) -> Result<Vec<(Epoch, Lsn)>> {
+        let mut epochs = self.tree.epoch_history();
+        let mut reader = self.log.reader(self.tree.applied().lsn.next())?;
+        while let Some(chunk) = reader.next(self.log.last().lsn, 1 << 20)? {
+            for record in chunk.records() {
+                let h = record?.header;
+                if epochs.last().is_none_or(|(e, _)| *e < h.epoch) {
+                    epochs.push((h.epoch, h.lsn));
+                }
+            }
+        }
+        Ok(epochs)
+    }
+
+    /// Cuts uncommitted records above `lsn`; they are kept under `diverged/`.
+    ///
+    /// # Errors
+    /// `BelowCommit` \[I8\]; any other error ends the store.
+    pub fn truncate_above(&self, lsn: Lsn) -> Result<crate::log::CutTail> {
+        let _order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
+        self.log.truncate_above(lsn, self.committed.get().max(self.tree.applied().lsn))
+    }
+
+    /// Makes a consistent, openable set of hard-linked tables in the new directory `to`, of
+    /// everything applied.
+    ///
+    /// # Errors
+    /// The tree's.
+    pub fn checkpoint(&self, to: &Path) -> Result<Checkpoint> {
+        self.tree.checkpoint(to)
+    }
+
+    /// Syncs everything and leaves evidence of it. Call once, after the workers have stopped.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn close(&self) -> Result<()> {
+        self.log.close()?;
+        self.apply_committed()?;
+        self.save_evidence()
+    }
+
+    /// Writes what is known to be durable and committed, if that changed.
+    pub(crate) fn save_evidence(&self) -> Result<()> {
+        let now = Evidence { durable: self.log.durable().get(), committed: self.committed.get() };
+        let mut saved = self.evidence.lock().unwrap_or_else(PoisonError::into_inner);
+        if now.durable > saved.durable || now.committed > saved.committed {
+            now.write(&self.env, &self.dir)?;
+            *saved = now;
+        }
+        Ok(())
+    }
+}

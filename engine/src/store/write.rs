@@ -1,0 +1,161 @@
+//! Writing: the order of appends, conditions, and the embedded write that waits for itself.
+//!
+//! Owns: judging conditions in LSN order before the LSN is given. Never: waiting for a disk or a
+//! replica while the order is held.
+
+use std::sync::PoisonError;
+
+use super::{Durability, Store};
+use crate::batch::{self, Batch, Condition, Expect, Keyspace, Op};
+use crate::error::{Error, Result};
+use crate::lsn::{CommitTs, Epoch, Lsn, Position};
+use crate::record::{Kind, Record, TimelineStart};
+use crate::value::Value;
+
+/// Where a write landed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// Epoch and LSN of the record, its chain hash and commit timestamp.
+    pub position: Position,
+    /// How sure it is.
+    pub durability: Durability,
+}
+
+/// The newest state of one key, tail included.
+struct Current {
+    version: Lsn,
+    envelope: Option<Vec<u8>>,
+}
+
+impl Store {
+    /// Appends a batch if its conditions hold at this point of the order. Returns before anything
+    /// is durable: wait for the watermark that the acknowledgement promises.
+    ///
+    /// TTLs in `batch` must already be commit-time expiries; conditions judge expiry by `now`, the
+    /// commit timestamp the batch gets at the earliest.
+    ///
+    /// # Errors
+    /// `ConditionFailed`, `Limit`, `DiskFull`: nothing was written. `Stopped`: the store is over.
+    pub fn append(&self, epoch: Epoch, batch: &Batch, conditions: &[Condition]) -> Result<Position> {
+        let mut body = Vec::with_capacity(batch.encoded_len());
+        batch.encode(&mut body);
+        let _order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = CommitTs(self.env.clock.wall().0.max(self.log.last().ts.0 + 1));
+        if !conditions.is_empty() {
+            self.check(conditions, now)?;
+        }
+        let position = self.log.append(Kind::Batch, epoch, now, 0, 0, &body)?;
+        self.wake_log.wake();
+        Ok(position)
+    }
+
+    /// Appends the first record of a reign.
+    ///
+    /// # Errors
+    /// The log's.
+    pub fn append_epoch_start(&self, epoch: Epoch) -> Result<Position> {
+        let _order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
+        let position = self.log.append(Kind::EpochStart, epoch, self.env.clock.wall(), 0, 0, &[])?;
+        self.wake_log.wake();
+        Ok(position)
+    }
+
+    /// Appends the first record of a timeline; its LSN may jump \[I11\].
+    ///
+    /// # Errors
+    /// The log's.
+    pub fn append_timeline_start(&self, epoch: Epoch, start: TimelineStart, lsn: Lsn) -> Result<Position> {
+        let _order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
+        let position = self.log.append_timeline(epoch, self.env.clock.wall(), start, lsn)?;
+        self.wake_log.wake();
+        Ok(position)
+    }
+
+    /// Appends records as the primary wrote them, each checked to continue this log.
+    ///
+    /// # Errors
+    /// `Record` when they do not continue it; the log's.
+    pub fn append_replicated(&self, mut records: &[u8]) -> Result<Position> {
+        let _order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
+        while !records.is_empty() {
+            let record = Record::decode(records)?;
+            self.log.append_record(&record)?;
+            records = records.get(record.bytes.len()..).unwrap_or_default();
+        }
+        self.wake_log.wake();
+        Ok(self.log.last())
+    }
+
+    /// An embedded write: the store's own durable log commits it, and it is visible on return.
+    ///
+    /// # Errors
+    /// As [`Store::append`].
+    pub fn write(&self, batch: &Batch, conditions: &[Condition], durability: Durability) -> Result<Written> {
+        let position = self.append(self.log.last().epoch, batch, conditions)?;
+        if durability == Durability::Synced {
+            self.log.sync_to(position.lsn)?;
+            self.set_committed(position.lsn);
+            self.apply_committed()?;
+        }
+        Ok(Written { position, durability })
+    }
+
+    fn check(&self, conditions: &[Condition], now: CommitTs) -> Result<()> {
+        for c in conditions {
+            let current = self.current(c.keyspace, &c.key)?;
+            let value = match &current.envelope {
+                Some(bytes) => Some(Value::decode(bytes)?).filter(|v| !v.expired_at(now)),
+                None => None,
+            };
+            let holds = match &c.expect {
+                Expect::Exists => value.is_some(),
+                Expect::Absent => value.is_none(),
+                Expect::Version(lsn) => value.is_some() && current.version == *lsn,
+                Expect::Value(bytes) => value.is_some_and(|v| v.data == bytes.as_slice()),
+            };
+            if !holds {
+                return Err(Error::ConditionFailed(Box::new(c.clone())));
+            }
+        }
+        Ok(())
+    }
+
+    /// The key's state after every record appended so far: the tree, then the not yet applied tail.
+    fn current(&self, keyspace: Keyspace, key: &[u8]) -> Result<Current> {
+        let view = self.tree.view();
+        let mut now = match view.get_raw(keyspace, key)? {
+            Some(found) => Current { version: found.lsn, envelope: Some(found.envelope) },
+            None => Current { version: Lsn::ZERO, envelope: None },
+        };
+        let mut reader = self.log.reader(view.lsn().next())?;
+        while let Some(chunk) = reader.next(self.log.last().lsn, 1 << 20)? {
+            for record in chunk.records() {
+                let record = record?;
+                if record.header.kind == Kind::Batch {
+                    replay_onto(&mut now, &record, keyspace, key)?;
+                }
+            }
+        }
+        Ok(now)
+    }
+}
+
+fn replay_onto(now: &mut Current, record: &Record<'_>, keyspace: Keyspace, key: &[u8]) -> Result<()> {
+    for op in batch::ops(record.body) {
+        match op? {
+            Op::Put { keyspace: ks, key: k, envelope } if ks == keyspace && k == key => {
+                *now = Current { version: record.header.lsn, envelope: Some(envelope.to_vec()) };
+            }
+            Op::Delete { keyspace: ks, key: k } if ks == keyspace && k == key => {
+                *now = Current { version: record.header.lsn, envelope: None };
+            }
+            Op::DeleteRange { keyspace: ks, start, end }
+                if ks == keyspace && start <= key && (end.is_empty() || key < end) =>
+            {
+                *now = Current { version: record.header.lsn, envelope: None };
+            }
+            Op::Put { .. } | Op::Delete { .. } | Op::DeleteRange { .. } => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,114 @@
+//! One trace that rotates, flushes, compacts, cuts and checkpoints, run again and again: the k-th
+//! I/O fails, or the power goes at it, for every k.
+
+use std::path::Path;
+
+use mainstay_engine::fs::sim::FaultKind;
+use mainstay_engine::rng::{Rng, SeededRng};
+use mainstay_engine::store::{Identity, Store};
+use mainstay_engine::{ClusterId, Options, TimelineId};
+
+use crate::world::{Act, DIR, World};
+
+fn trace(seed: u64) -> Vec<Act> {
+    let rng = SeededRng::new(seed);
+    let byte = || rng.next_u64() as u8;
+    let word = || rng.next_u64() as u16;
+    (0..150)
+        .map(|i| match (i % 25, rng.below(10)) {
+            (24, _) => Act::Maintain,
+            (23, _) => Act::Freeze,
+            (12, _) if i > 60 => Act::Checkpoint,
+            (18, _) => Act::Cut((i % 3) as u8),
+            (_, 0) => Act::Sync,
+            (_, 1) => Act::Commit,
+            (_, 2) => Act::Apply,
+            (_, 3) => Act::Delete(byte()),
+            (_, 4) if i % 4 == 0 => Act::DeleteRange(byte(), byte()),
+            _ => Act::Put((0..1 + rng.below(4)).map(|_| (byte(), word())).collect()),
+        })
+        .collect()
+}
+
+/// Runs the trace until its first error.
+fn run(world: &mut World, acts: &[Act]) -> bool {
+    for act in acts {
+        if world.act(act).is_err() {
+            return false;
+        }
+    }
+    true
+}
+
+fn every_io(kind: FaultKind) {
+    let seed = 11;
+    let acts = trace(seed);
+    let mut calm = World::new(seed);
+    let first = calm.fs.io_count();
+    assert!(run(&mut calm, &acts), "the trace itself fails");
+    let total = calm.fs.io_count() - first;
+    assert!(total > 300, "the trace does too little: {total} calls");
+    let stats = calm.store().tree().stats();
+    assert!(stats.flushes > 2 && stats.compactions > 0, "{stats:?}");
+    for k in 1..=total {
+        let mut world = World::new(seed);
+        world.fs.fail_at_io(world.fs.io_count() + k, kind);
+        let ended = run(&mut world, &acts);
+        let what = format!("seed {seed}, {kind:?} at I/O {k} of {total}, trace ended: {ended}");
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            world.recover_from(&what);
+            // And it goes on working.
+            assert!(run(&mut world, &[Act::Put(vec![(1, 1)]), Act::Sync, Act::Commit, Act::Apply]));
+            world.check_visible();
+        }));
+        if let Err(e) = outcome {
+            println!("{what}");
+            std::panic::resume_unwind(e);
+        }
+    }
+}
+
+#[test]
+fn power_loss_before_any_io_recovers() {
+    every_io(FaultKind::CrashBefore);
+}
+
+#[test]
+fn power_loss_after_any_io_recovers() {
+    every_io(FaultKind::CrashAfter);
+}
+
+#[test]
+fn an_error_of_any_io_loses_nothing_durable() {
+    every_io(FaultKind::Eio);
+}
+
+#[test]
+fn a_full_disk_at_any_io_loses_nothing_durable() {
+    every_io(FaultKind::NoSpace);
+}
+
+/// Power loss at every I/O of making a store: afterwards there is one, or making it again works.
+#[test]
+fn power_loss_while_a_store_is_made_leaves_one_or_none() {
+    let seed = 5;
+    let identity = Identity { cluster: ClusterId(7), timeline: TimelineId(9) };
+    let options = Options::tiny();
+    for k in 1.. {
+        let world = World::without_store(seed);
+        world.fs.fail_at_io(world.fs.io_count() + k, FaultKind::CrashAfter);
+        let made = Store::create(world.env.clone(), Path::new(DIR), &options, identity);
+        if made.is_ok() && !world.fs.power_is_off() {
+            return;
+        }
+        drop(made);
+        world.fs.clear_faults();
+        world.fs.crash();
+        let there = Identity::read(&world.env, Path::new(DIR)).unwrap();
+        let again = match there {
+            Some(_) => Store::open(world.env.clone(), Path::new(DIR), &options),
+            None => Store::create(world.env.clone(), Path::new(DIR), &options, identity),
+        };
+        assert!(again.is_ok(), "after power loss at I/O {k}: {again:?}");
+    }
+}
