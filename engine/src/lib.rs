@@ -16,6 +16,8 @@ pub mod limits;
 pub mod lsn;
 pub mod record;
 pub mod rng;
+pub mod table;
+pub mod tree;
 pub mod value;
 pub mod watermark;
 
