@@ -44,6 +44,48 @@ impl Env {
     }
 }
 
+/// What the fatal hook of a simulated environment was told, oldest first. Clones share.
+#[cfg(feature = "sim")]
+#[derive(Clone, Debug, Default)]
+pub struct SimFatal(Arc<std::sync::Mutex<Vec<String>>>);
+
+#[cfg(feature = "sim")]
+impl SimFatal {
+    /// All messages so far.
+    #[must_use]
+    pub fn messages(&self) -> Vec<String> {
+        self.list().clone()
+    }
+
+    /// All messages since the last `take`.
+    #[must_use]
+    pub fn take(&self) -> Vec<String> {
+        std::mem::take(&mut *self.list())
+    }
+
+    fn list(&self) -> std::sync::MutexGuard<'_, Vec<String>> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+#[cfg(feature = "sim")]
+impl Env {
+    /// A simulated world on a disk and a clock that the test keeps. A fatal error is recorded
+    /// instead of ending the process.
+    #[must_use]
+    pub fn sim(fs: Arc<crate::fs::sim::SimFs>, clock: Arc<crate::clock::SimClock>, seed: u64) -> (Self, SimFatal) {
+        let fatal = SimFatal::default();
+        let record = fatal.clone();
+        let env = Self {
+            fs,
+            clock,
+            rng: Arc::new(crate::rng::SeededRng::new(seed)),
+            fatal: Arc::new(move |why| record.list().push(why.to_owned())),
+        };
+        (env, fatal)
+    }
+}
+
 impl fmt::Debug for Env {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Env").field("fs", &self.fs).finish_non_exhaustive()

@@ -11,6 +11,7 @@ pub mod codec;
 pub mod env;
 pub mod error;
 pub mod exec;
+pub mod fault;
 pub mod fs;
 pub mod limits;
 pub mod lsn;

@@ -9,6 +9,8 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+#[cfg(test)]
+mod conformance;
 pub mod os;
 #[cfg(feature = "sim")]
 pub mod sim;
@@ -159,7 +161,10 @@ pub fn read_file(fs: &dyn Fs, path: &Path, max: u64) -> io::Result<Vec<u8>> {
     let file = fs.open(path, OpenMode::Read)?;
     let len = file.len()?;
     if len > max {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("file of {len} bytes is over the bound of {max}")));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("file of {len} bytes is over the bound of {max}"),
+        ));
     }
     let mut buf = vec![0; usize::try_from(len).map_err(|_| io::ErrorKind::InvalidData)?];
     read_exact_at(&*file, &mut buf, 0)?;

@@ -1,0 +1,298 @@
+//! A disk in memory that crashes, tears, fills up and fails on request, the same way for the same
+//! seed and calls.
+//!
+//! Owns: the `Fs` and `File` of a simulation and the handles by which a test hurts them. Files in
+//! this folder: `content` (bytes and their crash), `names` (directories and theirs), `faults`
+//! (which call fails), `disk` (all under one lock), `dice` (chance).
+//! Never: real files, real time, threads.
+//!
+//! The crash model, for [`SimFs::crash`]:
+//! - `sync_data` covers data and length of that file, not its name; `sync_dir` covers the names in
+//!   that directory, not what they name, and not the directory's own name. What was covered
+//!   survives.
+//! - Any subset of the 512-byte sectors of unsynced writes survives, in any order. A file may have
+//!   grown with, without, or with part of its new data; zeros or junk stand for the rest.
+//! - Unsynced names appear or vanish independently of data and of each other. One rename is atomic,
+//!   except that between directories a file may be seen under both names.
+//! - A failed sync loses the unsynced data or names for good, and the next sync says all is well,
+//!   as Linux does. Whether reads still show the lost data is by toss.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::{File, Fs, LockGuard, OpenMode};
+
+mod content;
+mod dice;
+mod disk;
+mod faults;
+mod names;
+#[cfg(test)]
+mod tests;
+
+pub use faults::{FaultKind, OpClass, SimError, is_simulated_crash};
+
+use disk::Disk;
+use faults::bad_handle;
+use names::Ino;
+
+#[derive(Clone)]
+struct Shared(Arc<Mutex<Disk>>);
+
+impl Shared {
+    fn disk(&self) -> MutexGuard<'_, Disk> {
+        // A test that panicked in a call says so itself; the disk's state is whole between calls.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SimDisk")
+    }
+}
+
+/// A simulated disk. The root directory exists; relative paths start there.
+#[derive(Debug)]
+pub struct SimFs(Shared);
+
+impl SimFs {
+    /// An empty disk whose chance comes from `seed`.
+    #[must_use]
+    pub fn new(seed: u64) -> Arc<Self> {
+        Arc::new(Self(Shared(Arc::new(Mutex::new(Disk::new(seed))))))
+    }
+
+    /// The power fails and comes back: unsynced changes survive by toss (see the module's text),
+    /// handles die, locks drop.
+    pub fn crash(&self) {
+        self.0.disk().crash(true);
+    }
+
+    /// The harshest [`SimFs::crash`] without tears: nothing unsynced survives.
+    pub fn crash_losing_unsynced(&self) {
+        self.0.disk().crash(false);
+    }
+
+    /// The process dies and the machine lives: handles die, locks drop, all that was written is
+    /// still there and still unsynced.
+    pub fn kill(&self) {
+        self.0.disk().end_process();
+    }
+
+    /// The disk is replaced by an empty one; the process is gone.
+    pub fn wipe(&self) {
+        self.0.disk().wipe();
+    }
+
+    /// Makes a directory and its parents with durable names, as an administrator did long ago.
+    /// Counts no I/O.
+    ///
+    /// # Errors
+    /// `NotADirectory` when a file is in the way.
+    pub fn prepare_dir(&self, path: &Path) -> io::Result<()> {
+        self.0.disk().prepare_dir(path)
+    }
+
+    /// The `n`-th call of this disk's life fails; the first is 1. Every call of [`Fs`] and [`File`]
+    /// counts but `len`, `exists` and `free_bytes`; calls made while the power is off do not.
+    pub fn fail_at_io(&self, n: u64, kind: FaultKind) {
+        self.0.disk().faults.plan(n, kind);
+    }
+
+    /// The `nth` call of a class from now on fails; the next is 1.
+    pub fn fail_nth(&self, class: OpClass, nth: u64, kind: FaultKind) {
+        self.0.disk().faults.plan_class(class, nth, kind);
+    }
+
+    /// The next `sync_data` or `sync_dir` fails with `EIO`.
+    pub fn fail_next_sync(&self) {
+        self.0.disk().faults.plan_next_sync();
+    }
+
+    /// Forgets faults that have not struck. A crash does not.
+    pub fn clear_faults(&self) {
+        self.0.disk().faults.clear();
+    }
+
+    /// How many calls were counted so far.
+    #[must_use]
+    pub fn io_count(&self) -> u64 {
+        self.0.disk().faults.count()
+    }
+
+    /// Whether a planned crash has struck and awaits [`SimFs::crash`] or [`SimFs::kill`].
+    #[must_use]
+    pub fn power_is_off(&self) -> bool {
+        self.0.disk().is_dark()
+    }
+
+    /// Sets the disk's size in bytes. Writes that need more room than is left write what fits and
+    /// fail with `StorageFull`. Room is taken by 512-byte sectors written (a hole made by `set_len`
+    /// takes none) and returns when the last name and handle of a file are gone.
+    pub fn set_capacity(&self, bytes: u64) {
+        self.0.disk().set_capacity(bytes);
+    }
+
+    /// Bytes taken by files.
+    #[must_use]
+    pub fn allocated(&self) -> u64 {
+        self.0.disk().allocated()
+    }
+
+    /// With `on`, about half of the reads return fewer bytes than they could (never 0).
+    pub fn set_short_reads(&self, on: bool) {
+        self.0.disk().set_short_reads(on);
+    }
+
+    /// Flips bit `bit` (0-7) of the byte at `offset`, on the medium and in the cache.
+    ///
+    /// # Errors
+    /// `NotFound`; `UnexpectedEof` when the file is not that long.
+    pub fn flip_bit(&self, path: &Path, offset: u64, bit: u8) -> io::Result<()> {
+        self.0.disk().flip(path, offset, bit)
+    }
+
+    /// All names of files, sorted. Counts no I/O and works without power, as do the next two.
+    #[must_use]
+    pub fn files(&self) -> Vec<PathBuf> {
+        self.0.disk().files()
+    }
+
+    /// A file's bytes as readers see them.
+    ///
+    /// # Errors
+    /// `NotFound` or `IsADirectory`.
+    pub fn read_all(&self, path: &Path) -> io::Result<Vec<u8>> {
+        self.0.disk().read_all(path)
+    }
+
+    /// A hash of everything: bytes, names, unsynced changes, counts, planned faults.
+    #[must_use]
+    pub fn hash(&self) -> u64 {
+        self.0.disk().digest()
+    }
+}
+
+/// An open simulated file.
+#[derive(Debug)]
+struct SimFile {
+    shared: Shared,
+    ino: Ino,
+    generation: u64,
+    writable: bool,
+}
+
+impl SimFile {
+    fn disk(&self, for_writing: bool) -> io::Result<MutexGuard<'_, Disk>> {
+        let disk = self.shared.disk();
+        disk.alive(self.generation)?;
+        if for_writing && !self.writable {
+            return Err(bad_handle());
+        }
+        Ok(disk)
+    }
+}
+
+impl File for SimFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.disk(false)?.call_whole(OpClass::Read, |disk| disk.read(self.ino, buf, offset))
+    }
+
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.disk(true)?.call(OpClass::Write, |disk, fault| disk.write(self.ino, buf, offset, fault))
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.disk(false)?.len(self.ino)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.disk(true)?.call_whole(OpClass::Write, |disk| disk.set_len(self.ino, len))
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.disk(false)?.call(OpClass::SyncData, |disk, fault| disk.sync_data(self.ino, fault))
+    }
+}
+
+impl Drop for SimFile {
+    fn drop(&mut self) {
+        self.shared.disk().close(self.ino, self.generation, false);
+    }
+}
+
+/// A held simulated lock.
+#[derive(Debug)]
+struct SimLock {
+    shared: Shared,
+    ino: Ino,
+    generation: u64,
+}
+
+impl LockGuard for SimLock {}
+
+impl Drop for SimLock {
+    fn drop(&mut self) {
+        self.shared.disk().close(self.ino, self.generation, true);
+    }
+}
+
+impl Fs for SimFs {
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn File>> {
+        let class = if mode == OpenMode::CreateNew { OpClass::Name } else { OpClass::Open };
+        let mut disk = self.0.disk();
+        let generation = disk.powered()?;
+        let ino = disk.call_whole(class, |disk| disk.open(path, mode))?;
+        Ok(Arc::new(SimFile { shared: self.0.clone(), ino, generation, writable: mode != OpenMode::Read }))
+    }
+
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        self.0.disk().call_whole(OpClass::Name, |disk| disk.make_dirs(path))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.0.disk().call_whole(OpClass::Name, |disk| disk.rename(from, to))
+    }
+
+    fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.0.disk().call_whole(OpClass::Name, |disk| disk.hard_link(from, to))
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        self.0.disk().call_whole(OpClass::Name, |disk| disk.remove_file(path))
+    }
+
+    fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
+        self.0.disk().call_whole(OpClass::Name, |disk| disk.remove_dir_all(path))
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        self.0.disk().call_whole(OpClass::Open, |disk| disk.list(path))
+    }
+
+    fn exists(&self, path: &Path) -> io::Result<bool> {
+        let disk = self.0.disk();
+        disk.powered()?;
+        disk.exists(path)
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.0.disk().call(OpClass::SyncDir, |disk, fault| disk.sync_dir(path, fault))
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn LockGuard>> {
+        let mut disk = self.0.disk();
+        let generation = disk.powered()?;
+        let ino = disk.call_whole(OpClass::Open, |disk| disk.lock(path))?;
+        Ok(Box::new(SimLock { shared: self.0.clone(), ino, generation }))
+    }
+
+    fn free_bytes(&self, path: &Path) -> io::Result<u64> {
+        let disk = self.0.disk();
+        disk.powered()?;
+        if disk.exists(path)? { Ok(disk.free()) } else { Err(io::ErrorKind::NotFound.into()) }
+    }
+}
