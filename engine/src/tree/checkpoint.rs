@@ -77,8 +77,9 @@ impl Tree {
     }
 
     /// Flushes, then makes the directory `to` a tree of its own, equal to this one at the returned
-    /// position. Table files are hard links, so `to` must be on the same file system. Durable when
-    /// it returns.
+    /// position. Table files are hard links, so `to` must be on the same file system, in a directory that
+    /// exists. Durable when it returns. After a crash on the way, `to` may exist without being a tree
+    /// ([`Tree::exists`]): remove it before another try.
     ///
     /// # Errors
     /// `Directory` when `to` exists, `DiskFull`, `Io` (nothing of `to` is left), `Stopped`.
@@ -114,9 +115,8 @@ impl Tree {
         }
         sync(&tables)?;
         sync(to)?;
-        if let Some(parent) = to.parent().filter(|p| !p.as_os_str().is_empty()) {
-            sync(parent)?;
-        }
+        let parent = to.parent().unwrap_or(to);
+        sync(if parent.as_os_str().is_empty() { Path::new(".") } else { parent })?;
         Manifest::create(fs, &manifest, state.clone(), &self.stop).map(drop)
     }
 }
