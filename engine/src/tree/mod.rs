@@ -23,8 +23,6 @@ use crate::table::{parse_table_name, table_name};
 
 mod checkpoint;
 mod compaction;
-#[cfg(all(test, feature = "sim"))]
-mod crash_tests;
 mod flush;
 mod manifest;
 mod manifest_file;

@@ -14,13 +14,16 @@ use crate::rng::{Rng, SeededRng};
 use crate::table::verify_table;
 use crate::value::Value;
 
+#[cfg(feature = "sim")]
+mod crash;
+
 fn env(seed: u64) -> Env {
     Env { rng: Arc::new(SeededRng::new(seed)), fatal: Arc::new(|why| panic!("fatal: {why}")), ..Env::real() }
 }
 
 /// A log's head: makes records that follow one another.
 #[derive(Clone, Default)]
-pub(super) struct Head(Position);
+pub(super) struct Head(pub(super) Position);
 
 impl Head {
     fn record(&mut self, kind: Kind, ts_step: u64, body: &[u8]) -> Vec<u8> {
@@ -30,10 +33,6 @@ impl Head {
         record::encode(&mut out, self.0.chain, &header, |b| b.extend_from_slice(body));
         self.0 = Record::decode(&out).unwrap().position();
         out
-    }
-
-    pub(super) const fn position(&self) -> Position {
-        self.0
     }
 
     pub(super) fn batch(&mut self, ts_step: u64, batch: &Batch) -> Vec<u8> {

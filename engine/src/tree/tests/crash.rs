@@ -3,14 +3,17 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::tests::{Head, Model, apply, check_view, random_batch};
-use super::*;
+use super::{Head, Model, apply, check_view, random_batch};
 use crate::clock::SimClock;
-use crate::env::SimFatal;
+use crate::env::{Env, SimFatal};
+use crate::error::{Error, Result};
 use crate::exec::Progress;
 use crate::fs::sim::{FaultKind, OpClass, SimFs};
-use crate::lsn::CommitTs;
+use crate::limits::Options;
+use crate::lsn::{CommitTs, Lsn, Position};
+use crate::record::Record;
 use crate::rng::{Rng, SeededRng};
+use crate::tree::Tree;
 
 const DATA: &str = "data";
 
@@ -50,7 +53,7 @@ impl Script {
         let (mut head, mut model) = (Head::default(), Model::default());
         let mut records = Vec::new();
         for _ in 0..40 {
-            let bytes = head.batch(1 + rng.below(40), &random_batch(&rng, head.position().ts.0));
+            let bytes = head.batch(1 + rng.below(40), &random_batch(&rng, head.0.ts.0));
             model.apply(&bytes);
             records.push(bytes);
         }
