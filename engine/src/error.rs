@@ -78,6 +78,14 @@ pub enum Error {
         /// The oldest LSN that can still be read at.
         floor: Lsn,
     },
+    /// Asked to read above what the tree has taken in.
+    #[error("LSN {asked} is not applied here yet (applied up to {applied}); wait for it or read at a lower LSN")]
+    NotApplied {
+        /// The LSN asked for.
+        asked: Lsn,
+        /// The newest LSN that can be read at.
+        applied: Lsn,
+    },
     /// Asked to cut records that are committed here \[I8\].
     #[error("refusing to cut the log at LSN {asked}: records up to {committed} are committed here")]
     BelowCommit {

@@ -18,6 +18,8 @@ pub mod log;
 pub mod lsn;
 pub mod record;
 pub mod rng;
+pub mod table;
+pub mod tree;
 pub mod value;
 pub mod watermark;
 

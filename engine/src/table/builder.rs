@@ -1,0 +1,215 @@
+//! Writes a table file from entries that come in order.
+//!
+//! Owns: the file until `finish`; a builder that is dropped before removes it. Never: syncs of the
+//! directory or the manifest, which make the table part of a tree.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::codec::Malformed;
+use crate::error::{Error, Result};
+use crate::fs::{File, Fs, OpenMode};
+use crate::lsn::{CommitTs, Lsn};
+use crate::value::Value;
+
+use super::block::{BlockBuilder, entry_bytes};
+use super::filter::{Filter, key_hash};
+use super::format::{
+    BlockKind, Footer, IndexEntry, Origin, Place, Properties, encode_index, encode_ranges, put_block, section_parts,
+};
+use super::times::Times;
+use super::{Item, RangeDelete, Stored, TableFile, table_name};
+
+/// Written to the file in pieces of about this many bytes.
+const WRITE_BYTES: usize = 256 * 1024;
+/// A block never gets larger than this before its last entry, whatever the option says.
+const BLOCK_BYTES_CAP: usize = 1 << 20;
+
+/// A failed write, or a failed sync, which is final for the caller.
+#[derive(Debug)]
+pub(crate) enum BuildError {
+    /// Nothing of the table is left.
+    Failed(Error),
+    /// The file could not be synced \[I3\].
+    Sync(PathBuf, std::io::Error),
+}
+
+impl From<Error> for BuildError {
+    fn from(e: Error) -> Self {
+        Self::Failed(e)
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct TableBuilder {
+    fs: Arc<dyn Fs>,
+    path: PathBuf,
+    file: Arc<dyn File>,
+    id: u128,
+    block_bytes: usize,
+    block: BlockBuilder,
+    index: Vec<IndexEntry>,
+    hashes: Vec<u64>,
+    last: Option<(Vec<u8>, Lsn)>,
+    buffer: Vec<u8>,
+    written: u64,
+    hasher: blake3::Hasher,
+    properties: Properties,
+    finished: bool,
+}
+
+impl TableBuilder {
+    /// Starts the file `dir/{id}.table`.
+    pub(crate) fn create(fs: &Arc<dyn Fs>, dir: &Path, id: u128, block_bytes: usize, origin: Origin) -> Result<Self> {
+        let path = dir.join(table_name(id));
+        let file = fs.open(&path, OpenMode::CreateNew).map_err(|e| Error::io("create", &path, e))?;
+        Ok(Self {
+            fs: Arc::clone(fs),
+            path,
+            file,
+            id,
+            block_bytes: block_bytes.clamp(64, BLOCK_BYTES_CAP),
+            block: BlockBuilder::default(),
+            index: Vec::new(),
+            hashes: Vec::new(),
+            last: None,
+            buffer: Vec::new(),
+            written: 0,
+            hasher: blake3::Hasher::new(),
+            properties: Properties { origin, ..Properties::default() },
+            finished: false,
+        })
+    }
+
+    /// File length so far, in bytes.
+    pub(crate) const fn bytes(&self) -> u64 {
+        self.written + (self.buffer.len() + self.block.bytes()) as u64
+    }
+
+    /// Adds an entry that is above the last one in (key, LSN descending).
+    pub(crate) fn add(&mut self, item: Item) -> Result<()> {
+        let new_key = match &self.last {
+            Some((key, lsn)) if *key == item.key && item.lsn < *lsn => false,
+            Some((key, _)) if *key >= item.key => {
+                return Err(Error::corruption(&self.path, self.bytes(), Some(item.lsn), "entries out of order"));
+            }
+            _ => true,
+        };
+        if new_key {
+            self.hashes.push(key_hash(&item.key));
+        }
+        self.last = Some((item.key.clone(), item.lsn));
+        self.count(&item);
+        if !self.block.is_empty() && self.block.bytes() + entry_bytes(&item) > self.block_bytes {
+            self.finish_block()?;
+        }
+        self.block.push(item);
+        Ok(())
+    }
+
+    fn count(&mut self, item: &Item) {
+        let p = &mut self.properties;
+        p.entries += 1;
+        match &item.op {
+            Stored::Put(envelope) => {
+                p.expiring += u64::from(Value::decode(envelope).is_ok_and(|v| v.expiry.is_some()));
+            }
+            Stored::Delete => p.deletes += 1,
+        }
+        self.cover_lsn(item.lsn);
+    }
+
+    fn cover_lsn(&mut self, lsn: Lsn) {
+        let p = &mut self.properties;
+        p.min_lsn = if p.max_lsn == Lsn::ZERO { lsn } else { p.min_lsn.min(lsn) };
+        p.max_lsn = p.max_lsn.max(lsn);
+    }
+
+    fn finish_block(&mut self) -> Result<()> {
+        let Some((raw, first, last)) = self.block.finish() else { return Ok(()) };
+        self.properties.raw_bytes += raw.len() as u64;
+        self.properties.data_blocks += 1;
+        let place = self.put(BlockKind::Data, &raw)?;
+        self.index.push(IndexEntry { first, last, place });
+        Ok(())
+    }
+
+    fn put(&mut self, kind: BlockKind, raw: &[u8]) -> Result<Place> {
+        let offset = self.written + self.buffer.len() as u64;
+        let before = self.buffer.len();
+        put_block(&mut self.buffer, self.id, offset, kind, raw);
+        let len = (self.buffer.len() - before) as u64;
+        if self.buffer.len() >= WRITE_BYTES {
+            self.write_out()?;
+        }
+        Ok(Place { offset, len })
+    }
+
+    fn put_section(&mut self, kind: BlockKind, payload: &[u8]) -> Result<Place> {
+        let offset = self.written + self.buffer.len() as u64;
+        let mut len = 0;
+        for part in section_parts(payload) {
+            len += self.put(kind, part)?.len;
+        }
+        Ok(Place { offset, len })
+    }
+
+    fn write_out(&mut self) -> Result<()> {
+        self.file.write_all_at(&self.buffer, self.written).map_err(|e| Error::io("write", &self.path, e))?;
+        self.hasher.update(&self.buffer);
+        self.written += self.buffer.len() as u64;
+        self.buffer.clear();
+        Ok(())
+    }
+
+    /// Writes the rest and syncs the file. `max_ts` is the commit time of the newest record the
+    /// entries stem from.
+    pub(crate) fn finish(
+        mut self,
+        ranges: &[RangeDelete],
+        times: &Times,
+        max_ts: CommitTs,
+    ) -> std::result::Result<TableFile, BuildError> {
+        self.finish_block()?;
+        ranges.iter().for_each(|r| self.cover_lsn(r.lsn));
+        self.properties.range_deletes = ranges.len() as u64;
+        self.properties.max_ts = max_ts;
+        self.properties.first_time = times.first().unwrap_or_default();
+        self.properties.last_time = times.last().unwrap_or_default();
+        self.properties.min_key = self.index.first().map(|e| e.first.clone()).unwrap_or_default();
+        self.properties.max_key = self.index.last().map(|e| e.last.clone()).unwrap_or_default();
+        self.properties.ranges = self.put_section(BlockKind::Ranges, &encode_ranges(ranges))?;
+        self.properties.times = self.put_section(BlockKind::Times, times.as_bytes())?;
+        let filter = Filter::build(&std::mem::take(&mut self.hashes));
+        self.properties.filter = self.put_section(BlockKind::Filter, &filter.encode())?;
+        let index = encode_index(&std::mem::take(&mut self.index));
+        self.properties.index = self.put_section(BlockKind::Index, &index)?;
+        let properties = self.put(BlockKind::Properties, &self.properties.encode())?;
+        self.buffer.extend_from_slice(&Footer { id: self.id, properties }.encode());
+        self.write_out()?;
+        self.file.sync_data().map_err(|e| BuildError::Sync(self.path.clone(), e))?;
+        self.finished = true;
+        Ok(TableFile {
+            id: self.id,
+            bytes: self.written,
+            blake3: *self.hasher.finalize().as_bytes(),
+            entries: self.properties.entries,
+        })
+    }
+}
+
+impl Drop for TableBuilder {
+    fn drop(&mut self) {
+        if !self.finished {
+            // Gives a full disk its room back. A file that stays is no part of a tree: open removes it.
+            let _ = self.fs.remove_file(&self.path);
+        }
+    }
+}
+
+impl From<Malformed> for BuildError {
+    fn from(m: Malformed) -> Self {
+        Self::Failed(m.into())
+    }
+}

@@ -1,0 +1,185 @@
+#![expect(clippy::disallowed_methods, reason = "tests damage real files")]
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::builder::TableBuilder;
+use super::cache::BlockCache;
+use super::filter::key_hash;
+use super::format::{FOOTER_BYTES, Origin};
+use super::reader::{Caching, Table, TableIter};
+use super::times::Times;
+use super::{Item, RangeDelete, Stored, TableFile, table_name, verify_table};
+use crate::error::Error;
+use crate::fs::Fs;
+use crate::fs::os::OsFs;
+use crate::lsn::{CommitTs, Lsn};
+use crate::value::Value;
+
+const ID: u128 = 0xfeed_0001;
+
+fn os() -> Arc<dyn Fs> {
+    Arc::new(OsFs::new())
+}
+
+fn put(value: &[u8]) -> Stored {
+    let mut out = Vec::new();
+    Value::plain(value).encode(&mut out);
+    Stored::Put(out)
+}
+
+fn items(keys: u64) -> Vec<Item> {
+    let mut out = Vec::new();
+    for k in 0..keys {
+        let key = format!("\u{1}key-{k:05}").into_bytes();
+        for lsn in [k * 3 + 30, k + 2] {
+            let op = if lsn % 5 == 0 { Stored::Delete } else { put(format!("value {k} at {lsn}").as_bytes()) };
+            out.push(Item { key: key.clone(), lsn: Lsn(lsn), op });
+        }
+    }
+    out
+}
+
+fn build(dir: &Path, items: &[Item]) -> (PathBuf, TableFile) {
+    let mut b = TableBuilder::create(&os(), dir, ID, 256, Origin::Flush).unwrap();
+    items.iter().for_each(|i| b.add(i.clone()).unwrap());
+    let mut times = Times::default();
+    (1..=400).for_each(|n| times.push(Lsn(n), CommitTs(n * 10)).unwrap());
+    let ranges = [RangeDelete { start: b"\x01a".to_vec(), end: b"\x01b".to_vec(), lsn: Lsn(77) }];
+    let file = b.finish(&ranges, &times, CommitTs(4000)).unwrap();
+    (dir.join(table_name(ID)), file)
+}
+
+fn open(path: &Path) -> Result<Arc<Table>, Error> {
+    Table::open(&os(), path, &Arc::new(BlockCache::new(1 << 20, 256))).map(Arc::new)
+}
+
+fn read_all(table: &Arc<Table>, low: &[u8], high: &[u8], reverse: bool) -> Result<Vec<Item>, Error> {
+    TableIter::new(Arc::clone(table), low.to_vec(), high.to_vec(), reverse, Caching::Keep).collect()
+}
+
+#[test]
+fn entries_times_and_ranges_come_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let items = items(100);
+    let (path, file) = build(dir.path(), &items);
+    assert_eq!(verify_table(&os(), &path).unwrap(), file);
+    assert_eq!(file.blake3, *blake3::hash(&std::fs::read(&path).unwrap()).as_bytes());
+    let table = open(&path).unwrap();
+    assert_eq!(read_all(&table, b"", b"", false).unwrap(), items);
+    let mut backwards = read_all(&table, b"", b"", true).unwrap();
+    backwards.reverse();
+    assert_eq!(backwards, items);
+    for lsn in [0, 2, 29, 30, 33, 101, 500] {
+        for k in 0..101u64 {
+            let key = format!("\u{1}key-{k:05}").into_bytes();
+            let want = items.iter().find(|i| i.key == key && i.lsn <= Lsn(lsn)).map(|i| (i.lsn, i.op.clone()));
+            assert_eq!(table.get(&key, key_hash(&key), Lsn(lsn)).unwrap(), want, "key {k} at {lsn}");
+        }
+    }
+    assert_eq!(table.time_at(Lsn(123)).unwrap(), Some((Lsn(123), CommitTs(1230))));
+    assert_eq!(table.lsn_at(CommitTs(1239)).unwrap(), Some((Lsn(123), CommitTs(1230))));
+    assert_eq!(table.lsn_at(CommitTs(9)).unwrap(), None);
+    assert_eq!(table.ranges().len(), 1);
+}
+
+#[test]
+fn bounds_cut_both_directions() {
+    let dir = tempfile::tempdir().unwrap();
+    let items = items(40);
+    let (path, _) = build(dir.path(), &items);
+    let table = open(&path).unwrap();
+    let bounds: Vec<Vec<u8>> = (0..42).map(|k| format!("\u{1}key-{k:05}").into_bytes()).collect();
+    for low in &bounds {
+        for high in bounds.iter().step_by(3).chain([&Vec::new(), &b"\x01key-000055".to_vec()]) {
+            let mut want: Vec<Item> =
+                items.iter().filter(|i| i.key >= *low && super::below_end(&i.key, high)).cloned().collect();
+            assert_eq!(read_all(&table, low, high, false).unwrap(), want);
+            want.reverse();
+            assert_eq!(read_all(&table, low, high, true).unwrap(), want);
+        }
+    }
+}
+
+#[test]
+fn any_flipped_bit_is_detected() {
+    let dir = tempfile::tempdir().unwrap();
+    let items = items(12);
+    let (path, _) = build(dir.path(), &items);
+    let good = std::fs::read(&path).unwrap();
+    let footer = good.len() - FOOTER_BYTES;
+    for at in 0..good.len() {
+        let mut bad = good.clone();
+        bad[at] ^= 1 << (at % 8);
+        std::fs::write(&path, &bad).unwrap();
+        assert!(verify_table(&os(), &path).is_err(), "byte {at} went unnoticed");
+        // Reads either fail by name or, for parts they do not touch, give the right answer.
+        match open(&path).and_then(|t| read_all(&t, b"", b"", false).and_then(|all| t.times().map(|_| all))) {
+            Ok(_) => panic!("byte {at} went unnoticed by reads of everything"),
+            Err(Error::Corruption { path: p, offset, .. }) => {
+                assert_eq!(p, path);
+                assert!(offset <= at as u64 || at >= footer, "offset {offset} for byte {at}");
+            }
+            Err(e) => panic!("byte {at}: {e}"),
+        }
+    }
+}
+
+#[test]
+fn a_block_in_anothers_place_fails() {
+    let dir = tempfile::tempdir().unwrap();
+    let items: Vec<Item> = (0..64u64)
+        .map(|k| Item { key: format!("\u{1}{k:04}").into_bytes(), lsn: Lsn(5), op: put(b"same length of value") })
+        .collect();
+    let (path, _) = build(dir.path(), &items);
+    let table = open(&path).unwrap();
+    let same: Vec<_> = table.index.windows(2).filter(|w| w[0].place.len == w[1].place.len).collect();
+    let (a, b) = (same[0][0].place, same[0][1].place);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let (from, len) = (a.offset as usize, a.len as usize);
+    bytes.copy_within(from..from + len, b.offset as usize);
+    std::fs::write(&path, &bytes).unwrap();
+    assert!(matches!(verify_table(&os(), &path), Err(Error::Corruption { offset, .. }) if offset == b.offset));
+    let table = open(&path).unwrap();
+    let key = &same[0][1].first;
+    assert!(
+        matches!(table.get(key, key_hash(key), Lsn(9)), Err(Error::Corruption { offset, .. }) if offset == b.offset)
+    );
+    let key = &same[0][0].first;
+    assert!(table.get(key, key_hash(key), Lsn(9)).unwrap().is_some(), "undamaged blocks stay readable");
+}
+
+#[test]
+fn a_table_under_another_name_or_cut_short_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, _) = build(dir.path(), &items(30));
+    let other = dir.path().join(table_name(5));
+    std::fs::copy(&path, &other).unwrap();
+    assert!(matches!(verify_table(&os(), &other), Err(Error::Corruption { .. })));
+    let bytes = std::fs::read(&path).unwrap();
+    for len in (0..bytes.len()).step_by(7) {
+        std::fs::write(&path, &bytes[..len]).unwrap();
+        assert!(open(&path).is_err());
+    }
+}
+
+#[test]
+fn a_dropped_builder_leaves_no_file_and_disorder_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut b = TableBuilder::create(&os(), dir.path(), ID, 256, Origin::Flush).unwrap();
+    b.add(Item { key: b"\x01b".to_vec(), lsn: Lsn(4), op: Stored::Delete }).unwrap();
+    assert!(b.add(Item { key: b"\x01b".to_vec(), lsn: Lsn(4), op: Stored::Delete }).is_err());
+    assert!(b.add(Item { key: b"\x01a".to_vec(), lsn: Lsn(9), op: Stored::Delete }).is_err());
+    drop(b);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn an_empty_table_opens_and_verifies() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, file) = build(dir.path(), &[]);
+    assert_eq!(verify_table(&os(), &path).unwrap(), file);
+    let table = open(&path).unwrap();
+    assert!(read_all(&table, b"", b"", true).unwrap().is_empty());
+    assert_eq!(table.get(b"\x01k", key_hash(b"\x01k"), Lsn::MAX).unwrap(), None);
+}

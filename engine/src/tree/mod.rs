@@ -1,0 +1,394 @@
+//! The tree: a log-structured merge tree that materialises the committed prefix of the log.
+//!
+//! Records go into a memtable in LSN order; full memtables become tables of level 0 (`flush`),
+//! those merge into level 1 (`compaction`); the manifest says which tables count. Nothing here
+//! starts a thread: callers run `flush_step` and `compact_step`. Owns: `tables/` and `manifest/` of
+//! the data directory. Never: the log, and never a record above the commit LSN: its caller hands
+//! over committed records only, so a flush never has to be undone \[I2\].
+//!
+//! Lock order: flushing or compacting → manifest; applier → current; manifest → current.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use crate::env::Env;
+use crate::error::{Error, Result};
+use crate::limits::Options;
+use crate::lsn::{Epoch, Lsn, Position};
+use crate::record::{Record, TimelineStart};
+use crate::table::cache::BlockCache;
+use crate::table::reader::Table;
+use crate::table::{parse_table_name, table_name};
+
+mod checkpoint;
+mod compaction;
+mod flush;
+mod manifest;
+mod manifest_file;
+mod memtable;
+mod merge;
+mod stop;
+#[cfg(test)]
+mod tests;
+mod version;
+mod view;
+
+pub use checkpoint::{Checkpoint, PinnedTables};
+pub use manifest::{ManifestSummary, manifest_tables};
+pub use view::{Entry, Found, Scan, View};
+
+use manifest::{EpochStart, Event, Placed, State};
+use manifest_file::Manifest;
+use memtable::{Change, Memtable};
+use stop::Stop;
+use version::Version;
+
+/// Counts and sizes of a tree.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TreeStats {
+    /// Tables in level 0 and in level 1.
+    pub tables: [u64; 2],
+    /// Bytes of the tables in level 0 and in level 1.
+    pub table_bytes: [u64; 2],
+    /// Memory of active and frozen memtables, in bytes, roughly.
+    pub memtable_bytes: u64,
+    /// Frozen memtables that wait for their flush.
+    pub frozen_memtables: u64,
+    /// Memtables flushed since open.
+    pub flushes: u64,
+    /// Compactions done since open.
+    pub compactions: u64,
+    /// Entries that compactions dropped since open.
+    pub dropped_entries: u64,
+    /// Blocks found in the cache since open.
+    pub cache_hits: u64,
+    /// Blocks read from files for readers since open.
+    pub cache_misses: u64,
+    /// Memory of the block cache, in bytes.
+    pub cache_bytes: u64,
+}
+
+#[derive(Debug)]
+struct Current {
+    version: Arc<Version>,
+    applied: Position,
+}
+
+#[derive(Debug)]
+struct Applier {
+    epochs: Vec<EpochStart>,
+    timeline: Option<TimelineStart>,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    flushes: AtomicU64,
+    compactions: AtomicU64,
+    dropped: AtomicU64,
+}
+
+/// See the module. All calls may be made from several threads.
+#[derive(Debug)]
+pub struct Tree {
+    env: Env,
+    options: Options,
+    tables_dir: PathBuf,
+    cache: Arc<BlockCache>,
+    stop: Stop,
+    current: RwLock<Current>,
+    applier: Mutex<Applier>,
+    manifest: Mutex<Manifest>,
+    flushing: Mutex<()>,
+    compacting: Mutex<()>,
+    counters: Counters,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // State behind these locks is replaced whole, after what it says has become true.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn manifest_dir(dir: &Path) -> PathBuf {
+    dir.join("manifest")
+}
+
+fn tables_dir(dir: &Path) -> PathBuf {
+    dir.join("tables")
+}
+
+impl Tree {
+    /// Whether `dir` holds a tree.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn exists(env: &Env, dir: &Path) -> Result<bool> {
+        manifest_file::exists(&*env.fs, &manifest_dir(dir))
+    }
+
+    /// Makes an empty tree in the data directory `dir`, whose first record will follow `base`
+    /// (`Position::default()` for a new log). Durable when it returns, but for the name of `dir`
+    /// itself, which is the caller's.
+    ///
+    /// # Errors
+    /// `Directory` when there is one already, `DiskFull`, `Io`, `Stopped`.
+    pub fn create(env: Env, dir: &Path, options: &Options, base: Position) -> Result<Self> {
+        let stop = Stop::new(Arc::clone(&env.fatal));
+        if Self::exists(&env, dir)? {
+            let what = "holds a tree already; open it, or choose an empty directory".into();
+            return Err(Error::Directory { path: dir.to_owned(), what });
+        }
+        for d in [tables_dir(dir), manifest_dir(dir)] {
+            env.fs.create_dir_all(&d).map_err(|e| Error::io("create", &d, e))?;
+        }
+        env.fs.sync_dir(dir).map_err(|e| stop.fatal("sync", dir, &e))?;
+        let state = State { flushed: base, floor: (base.lsn, base.ts), ..State::default() };
+        let manifest = Manifest::create(&env.fs, &manifest_dir(dir), state, &stop)?;
+        Self::with(env, dir, options, manifest, stop)
+    }
+
+    /// Opens the tree in the data directory `dir`, as of the last flush; the caller replays the log
+    /// after [`Tree::flushed`]. Table files that the manifest does not name are removed.
+    ///
+    /// # Errors
+    /// `Directory` when there is none, `Corruption` when manifest, a named table's frame (all but
+    /// its data blocks), or a table file is damaged or missing, `Format`, `Io`, `Stopped`.
+    pub fn open(env: Env, dir: &Path, options: &Options) -> Result<Self> {
+        let stop = Stop::new(Arc::clone(&env.fatal));
+        let manifest = Manifest::open(&env.fs, &manifest_dir(dir), &stop)?;
+        Self::with(env, dir, options, manifest, stop)
+    }
+
+    fn with(env: Env, dir: &Path, options: &Options, manifest: Manifest, stop: Stop) -> Result<Self> {
+        let tables_dir = tables_dir(dir);
+        let cache = Arc::new(BlockCache::new(options.cache_bytes, options.block_bytes));
+        let state = manifest.state();
+        let version = open_tables(&env, &tables_dir, &cache, state)?;
+        // Only now, with the manifest and all tables it names read, is a file known to be unused.
+        remove_unnamed(&env, &tables_dir, state)?;
+        manifest.remove_others()?;
+        let applier = Applier { epochs: state.epochs.clone(), timeline: state.timeline };
+        let current = Current { applied: state.flushed, version: Arc::new(version) };
+        Ok(Self {
+            env,
+            options: options.clone(),
+            tables_dir,
+            cache,
+            stop,
+            current: RwLock::new(current),
+            applier: Mutex::new(applier),
+            manifest: Mutex::new(manifest),
+            flushing: Mutex::new(()),
+            compacting: Mutex::new(()),
+            counters: Counters::default(),
+        })
+    }
+
+    /// Takes in the next committed record; visible to views made afterwards.
+    ///
+    /// # Errors
+    /// `Record` when it does not follow [`Tree::applied`], `Corruption` when its body is malformed,
+    /// `Stopped`. The tree is unchanged then.
+    pub fn apply(&self, record: &Record<'_>) -> Result<()> {
+        self.stop.check()?;
+        let mut applier = lock(&self.applier);
+        let (version, applied) = self.now();
+        record.follows(&applied)?;
+        let lsn = record.header.lsn;
+        let malformed = |m: crate::codec::Malformed| Error::corruption(&self.tables_dir, 0, Some(lsn), m.0);
+        let change = Change::of(record).map_err(malformed)?;
+        let event = change.event;
+        version.active.apply(record.position(), change).map_err(malformed)?;
+        match event {
+            Some(Event::Epoch(e)) => applier.epochs.push(e),
+            Some(Event::Timeline(t)) => applier.timeline = Some(t),
+            None => {}
+        }
+        self.write_current().applied = record.position();
+        let full = version.active.bytes() >= self.options.memtable_bytes;
+        if full && version.frozen.len() < self.options.frozen_memtables_max {
+            self.freeze_active();
+        }
+        Ok(())
+    }
+
+    /// True when as many frozen memtables wait as may: run [`Tree::flush_step`] before applying
+    /// more, else memory grows beyond its bound.
+    #[must_use]
+    pub fn needs_flush(&self) -> bool {
+        self.version().frozen.len() >= self.options.frozen_memtables_max
+    }
+
+    /// True when a frozen memtable waits for its flush.
+    #[must_use]
+    pub fn has_frozen(&self) -> bool {
+        !self.version().frozen.is_empty()
+    }
+
+    /// Freezes the active memtable whatever its size; nothing happens when it is empty.
+    pub fn freeze(&self) {
+        let _applier = lock(&self.applier);
+        self.freeze_active();
+    }
+
+    /// The caller holds the applier's lock.
+    fn freeze_active(&self) {
+        let mut current = self.write_current();
+        if current.version.active.end().is_none() {
+            return;
+        }
+        let mut version = (*current.version).clone();
+        let full = std::mem::replace(&mut version.active, Arc::new(Memtable::default()));
+        version.frozen.insert(0, full);
+        current.version = Arc::new(version);
+    }
+
+    /// The last record taken in.
+    #[must_use]
+    pub fn applied(&self) -> Position {
+        self.now().1
+    }
+
+    /// All records at or below are in tables and manifest: the log before is not needed here.
+    #[must_use]
+    pub fn flushed(&self) -> Position {
+        self.version().flushed
+    }
+
+    /// The oldest LSN that [`Tree::view_at`] accepts.
+    #[must_use]
+    pub fn history_floor(&self) -> Lsn {
+        self.version().floor.0
+    }
+
+    /// The first LSN of each epoch, ascending.
+    #[must_use]
+    pub fn epoch_history(&self) -> Vec<(Epoch, Lsn)> {
+        lock(&self.applier).epochs.iter().map(|e| (e.epoch, e.lsn)).collect()
+    }
+
+    /// The first record of the present timeline; `None` when the tree never took one in.
+    #[must_use]
+    pub fn timeline(&self) -> Option<TimelineStart> {
+        lock(&self.applier).timeline
+    }
+
+    /// A view at the applied position.
+    #[must_use]
+    pub fn view(&self) -> View {
+        let (version, applied) = self.now();
+        View::new(version, applied.lsn, applied.ts)
+    }
+
+    /// A view at an older LSN (`Lsn::MAX`: the newest). Reads it as it was then, expiry included.
+    /// May read commit times from a table file.
+    ///
+    /// # Errors
+    /// `HistoryGone` below the history floor, `NotApplied` above the applied LSN, `Corruption`, `Io`.
+    pub fn view_at(&self, lsn: Lsn) -> Result<View> {
+        let (version, applied) = self.now();
+        if lsn == Lsn::MAX || lsn == applied.lsn {
+            return Ok(View::new(version, applied.lsn, applied.ts));
+        }
+        if lsn > applied.lsn {
+            return Err(Error::NotApplied { asked: lsn, applied: applied.lsn });
+        }
+        if lsn < version.floor.0 {
+            return Err(Error::HistoryGone { asked: lsn, floor: version.floor.0 });
+        }
+        let ts = version.time_at(lsn)?;
+        Ok(View::new(version, lsn, ts))
+    }
+
+    /// Where the file of a table stands. Pin it first ([`Tree::pinned_tables`]).
+    #[must_use]
+    pub fn table_path(&self, id: u128) -> PathBuf {
+        self.tables_dir.join(table_name(id))
+    }
+
+    /// Counts and sizes.
+    #[must_use]
+    pub fn stats(&self) -> TreeStats {
+        let version = self.version();
+        let (cache_hits, cache_misses, cache_bytes) = self.cache.counts();
+        let bytes = |tables: &[Arc<Table>]| tables.iter().map(|t| t.bytes()).sum();
+        TreeStats {
+            tables: [version.level0.len() as u64, version.level1.len() as u64],
+            table_bytes: [bytes(&version.level0), bytes(&version.level1)],
+            memtable_bytes: version.memtables().map(|m| m.bytes() as u64).sum(),
+            frozen_memtables: version.frozen.len() as u64,
+            flushes: self.counters.flushes.load(Ordering::Relaxed),
+            compactions: self.counters.compactions.load(Ordering::Relaxed),
+            dropped_entries: self.counters.dropped.load(Ordering::Relaxed),
+            cache_hits,
+            cache_misses,
+            cache_bytes,
+        }
+    }
+
+    fn now(&self) -> (Arc<Version>, Position) {
+        let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
+        (Arc::clone(&current.version), current.applied)
+    }
+
+    fn version(&self) -> Arc<Version> {
+        self.now().0
+    }
+
+    fn write_current(&self) -> std::sync::RwLockWriteGuard<'_, Current> {
+        self.current.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn new_id(&self) -> u128 {
+        u128::from(self.env.rng.next_u64()) << 64 | u128::from(self.env.rng.next_u64())
+    }
+
+    /// Makes finished table files durable by name.
+    fn sync_tables_dir(&self) -> Result<()> {
+        self.env.fs.sync_dir(&self.tables_dir).map_err(|e| self.stop.fatal("sync", &self.tables_dir, &e))
+    }
+
+    fn open_table(&self, id: u128) -> Result<Arc<Table>> {
+        Ok(Arc::new(Table::open(&self.env.fs, &self.table_path(id), &self.cache)?))
+    }
+}
+
+fn open_tables(env: &Env, dir: &Path, cache: &Arc<BlockCache>, state: &State) -> Result<Version> {
+    let (mut level0, mut level1) = (Vec::new(), Vec::new());
+    for Placed { level, file } in &state.tables {
+        let path = dir.join(table_name(file.id));
+        let table = Table::open(&env.fs, &path, cache)?;
+        if table.id() != file.id || table.bytes() != file.bytes {
+            return Err(Error::corruption(&path, 0, None, "the file is not the table that the manifest names"));
+        }
+        if *level == 0 { level0.push(Arc::new(table)) } else { level1.push(Arc::new(table)) }
+    }
+    level0.reverse();
+    sort_level1(&mut level1);
+    Ok(Version {
+        active: Arc::new(Memtable::default()),
+        frozen: Vec::new(),
+        level0,
+        level1,
+        flushed: state.flushed,
+        floor: state.floor,
+    })
+}
+
+/// By key; tables without entries, which have no key, come first and are never chosen by one.
+fn sort_level1(tables: &mut [Arc<Table>]) {
+    tables.sort_by(|a, b| {
+        let (a, b) = (a.properties(), b.properties());
+        (a.entries > 0, &a.min_key).cmp(&(b.entries > 0, &b.min_key))
+    });
+}
+
+fn remove_unnamed(env: &Env, dir: &Path, state: &State) -> Result<()> {
+    let names = env.fs.list(dir).map_err(|e| Error::io("list", dir, e))?;
+    let unnamed = |id: &u128| !state.tables.iter().any(|t: &Placed| t.file.id == *id);
+    for id in names.iter().filter_map(|n| parse_table_name(n)).filter(unnamed) {
+        let path = dir.join(table_name(id));
+        env.fs.remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
+    }
+    Ok(())
+}
