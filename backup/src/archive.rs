@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use mainstay_engine::fault::{Bug, planted};
+use mainstay_engine::log::Chunk;
 use mainstay_engine::record::{Kind, Record, TimelineStart};
 use mainstay_engine::watermark::Watermark;
 use mainstay_engine::{CommitTs, Epoch, Lsn, Position, TimelineId};
@@ -21,27 +22,19 @@ use crate::catalog::TimelineArchive;
 use crate::error::{Error, Result};
 use crate::repository::Repository;
 use crate::repository::access::{Access, Created};
-use crate::repository::documents::Cause;
+use crate::repository::documents::{Cause, TimelineDoc};
 use crate::repository::names::{Listing, ObjectName};
+use crate::repository::read_document;
 use crate::timeline::{Origin, ensure_fence, ensure_timeline};
 use crate::wal_object::{Draft, HEADER_BYTES, WalHeader, WalObject, Writer};
 
 /// Longest time an orderly stop spends on archiving what is committed.
 const LAST_DRAIN: Duration = Duration::from_secs(10);
+/// Read at once while looking for the start of a timeline.
+const SCAN_BYTES: usize = 1 << 20;
 /// Pauses after failures, from and to.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
-
-/// Whole records, concatenated, as the log gives them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Chunk {
-    /// LSN of the first record.
-    pub first: Lsn,
-    /// LSN of the last record.
-    pub last: Lsn,
-    /// The records.
-    pub bytes: Vec<u8>,
-}
 
 /// The log, as the archiver reads it. Calls may block; they are made off the async threads.
 pub trait RecordSource: Send + Sync + 'static {
@@ -68,8 +61,7 @@ pub struct ArchiverOptions {
     pub object_bytes: usize,
     /// How often to look for fences of newer epochs.
     pub fence_check: Duration,
-    /// How the timeline began; without it the first record of the log must tell. Needed when the
-    /// log holds records of the parent timeline, too.
+    /// How the timeline began, where the caller knows; else the log is asked.
     pub origin: Option<Origin>,
     /// The position before this reign's `EpochStart`; the fence is then written as soon as that
     /// record is committed, before older records are caught up with.
@@ -423,9 +415,7 @@ impl Archiver {
         self.repository.for_cluster(self.writer.cluster).await?;
         let access = self.repository.access().await?;
         let now = self.repository.env().clock.wall();
-        if !self.write_timeline(&access, now).await? {
-            return Ok(None);
-        }
+        let Some(timeline) = self.write_timeline(&access, now).await? else { return Ok(None) };
         if let Some(prev) = self.options.epoch_start
             && self.committed.get() > prev.lsn
         {
@@ -438,33 +428,40 @@ impl Archiver {
         }
         let end = archive_end(&access, &archive).await?;
         let source = Arc::clone(&self.source);
-        let cursor = match (end, self.options.origin) {
+        let start = blocking(move || Ok(source.start()?)).await?;
+        let cursor = match (end, timeline.fork_chain) {
             (Some(end), _) => {
                 self.publish(end);
                 end
             }
-            (None, Some(Origin { fork_lsn, fork_chain: Some(chain), .. })) => {
-                let start = blocking(move || Ok(source.start()?)).await?;
-                // Epoch and time of the fork only bound what follows; the chain proves it.
-                if start.lsn == fork_lsn { start } else { Position { lsn: fork_lsn, chain, ..Position::default() } }
+            // The log holds records of the parent, too: begin behind them. Epoch and time of the fork
+            // only bound what follows; the chain proves it.
+            (None, Some(chain)) if start.lsn < timeline.fork_lsn => {
+                Position { lsn: timeline.fork_lsn, chain, ..Position::default() }
             }
-            (None, _) => blocking(move || Ok(source.start()?)).await?,
+            (None, _) => start,
         };
         let fenced = archive.fences.keys().copied().collect();
         Ok(Some(Running { access, cursor, fenced, next_fence_check: Duration::ZERO, pending: None }))
     }
 
-    async fn write_timeline(&self, access: &Access, now: CommitTs) -> Result<bool> {
-        if access.size(&ObjectName::Timeline(self.writer.timeline)).await?.is_some() {
-            return Ok(true);
+    async fn write_timeline(&self, access: &Access, now: CommitTs) -> Result<Option<TimelineDoc>> {
+        let name = ObjectName::Timeline(self.writer.timeline);
+        match read_document::<TimelineDoc>(access, &name).await {
+            Ok(doc) if (doc.cluster, doc.timeline) == (self.writer.cluster, self.writer.timeline) => {
+                return Ok(Some(doc));
+            }
+            Ok(_) => return Err(Error::damaged(name, "it names another cluster or timeline")),
+            Err(e) if e.is_not_found() => {}
+            Err(e) => return Err(e),
         }
         let (source, writer, committed) = (Arc::clone(&self.source), self.writer, self.committed.get());
         let origin = match self.options.origin {
             Some(origin) => Some(origin),
             None => blocking(move || origin_from_log(&*source, &writer, committed)).await?,
         };
-        let Some(origin) = origin else { return Ok(false) };
-        ensure_timeline(access, &self.writer, &origin, now).await.map(|_| true)
+        let Some(origin) = origin else { return Ok(None) };
+        ensure_timeline(access, &self.writer, &origin, now).await.map(Some)
     }
 }
 
@@ -509,29 +506,38 @@ fn fill(draft: &mut Draft, bytes: &[u8], writer: &Writer, committed: Lsn) -> Res
     Ok(())
 }
 
-/// What the log's first record says about the timeline, when it is the one that starts it. `None`
-/// while nothing is committed: the document is create-only, so it must not be written on a guess.
+/// What the log says about the timeline: the record that starts it, wherever it is, or that it is
+/// gone. `None` while nothing is committed: the document is create-only, so it must not be written
+/// on a guess. Reads the whole log when the record is not at its beginning; once per timeline.
 fn origin_from_log(source: &dyn RecordSource, writer: &Writer, committed: Lsn) -> Result<Option<Origin>> {
-    let before = source.start()?;
-    let attached = Origin {
-        parent: TimelineId(0),
-        fork_lsn: Lsn::ZERO,
-        fork_chain: None,
-        start_lsn: before.lsn.next(),
-        cause: if before.lsn == Lsn::ZERO { Cause::Created } else { Cause::Attached },
-    };
-    let Some(chunk) = source.read(before.lsn.next(), committed, 1)? else { return Ok(None) };
-    let record = Record::decode(&chunk.bytes).map_err(mainstay_engine::Error::from)?;
-    if record.header.kind != Kind::TimelineStart {
-        return Ok(Some(attached));
+    let begin = source.start()?;
+    let mut prev = begin;
+    while let Some(chunk) = source.read(prev.lsn.next(), committed, SCAN_BYTES)? {
+        for record in chunk.records() {
+            let record = record?;
+            if record.header.kind == Kind::TimelineStart {
+                let start = TimelineStart::decode(record.body).map_err(mainstay_engine::Error::from)?;
+                if start.timeline == writer.timeline {
+                    return Ok(Some(Origin {
+                        parent: start.parent,
+                        fork_lsn: start.fork,
+                        fork_chain: (start.fork == prev.lsn).then_some(prev.chain),
+                        start_lsn: record.header.lsn,
+                        cause: match (start.parent, prev == begin) {
+                            (TimelineId(0), _) => Cause::Created,
+                            (_, true) => Cause::Restore,
+                            (_, false) => Cause::LossyFailover,
+                        },
+                    }));
+                }
+            }
+            prev = record.position();
+        }
     }
-    let start = TimelineStart::decode(record.body).map_err(mainstay_engine::Error::from)?;
-    if start.timeline != writer.timeline {
-        return Ok(Some(attached));
-    }
-    let cause = if start.parent == TimelineId(0) { Cause::Created } else { Cause::Restore };
-    let fork_chain = (start.fork == before.lsn).then_some(before.chain);
-    Ok(Some(Origin { parent: start.parent, fork_lsn: start.fork, fork_chain, start_lsn: record.header.lsn, cause }))
+    let cause = if begin.lsn == Lsn::ZERO { Cause::Created } else { Cause::Attached };
+    let attached =
+        Origin { parent: TimelineId(0), fork_lsn: Lsn::ZERO, fork_chain: None, start_lsn: begin.lsn.next(), cause };
+    Ok((prev != begin).then_some(attached))
 }
 
 /// The position where the usable archive of a timeline ends.

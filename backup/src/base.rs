@@ -116,7 +116,7 @@ pub async fn create_base(
     repository: &Repository,
     source: &BaseSource,
     writer: &Writer,
-    progress: impl Fn(u64, u64) + Sync,
+    progress: impl Fn(u64, u64) + Send + Sync,
 ) -> Result<BaseInfo> {
     repository.for_cluster(writer.cluster).await?;
     let access = repository.access().await?;

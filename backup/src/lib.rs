@@ -8,6 +8,7 @@ pub mod archive;
 pub mod base;
 pub mod catalog;
 pub mod error;
+pub mod log_source;
 pub mod plan;
 pub mod repository;
 pub mod restore;
@@ -19,10 +20,11 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use archive::{ArchiveStatus, Archiver, ArchiverHandle, ArchiverOptions, Chunk, RecordSource};
+pub use archive::{ArchiveStatus, Archiver, ArchiverHandle, ArchiverOptions, RecordSource};
 pub use base::{BaseInfo, BaseSource, TableFile, create_base};
 pub use catalog::Catalog;
 pub use error::{Error, Result};
+pub use log_source::LogSource;
 pub use plan::{RestorePlan, RestoreWindow, Target, plan, restore_window};
 pub use repository::Repository;
 pub use restore::{ReplayFactory, ReplayTarget, RestoreOptions, Restored, execute};

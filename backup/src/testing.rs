@@ -12,6 +12,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use mainstay_engine::log::Chunk;
 use mainstay_engine::record::{Header, Kind, Record, TimelineStart, encode};
 use mainstay_engine::rng::{Rng, SeededRng};
 use mainstay_engine::{Chain, ClusterId, CommitTs, Env, Epoch, Lsn, Position, TimelineId};
@@ -22,7 +23,7 @@ use object_store::{
     PutMultipartOptions, PutOptions, PutPayload, PutResult,
 };
 
-use crate::archive::{Chunk, RecordSource};
+use crate::archive::RecordSource;
 use crate::repository::Repository;
 use crate::repository::access::RetryPolicy;
 use crate::restore::{ReplayBase, ReplayFactory, ReplayTarget};

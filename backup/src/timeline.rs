@@ -123,7 +123,8 @@ pub async fn ensure_fence(
     let Some(found) = create_document(access, &name, doc.clone()).await? else { return Ok(doc) };
     // Another node may have fenced this epoch before, from further back in the log; never from later.
     let agrees = (found.cluster, found.timeline, found.epoch) == (doc.cluster, doc.timeline, doc.epoch)
-        && (found.start_lsn < start || (found.start_lsn == start && found.prev == doc.prev));
+        && (found.start_lsn < start
+            || (found.start_lsn == start && (found.prev.lsn, found.prev.chain) == (doc.prev.lsn, doc.prev.chain)));
     if agrees { Ok(found) } else { Err(Error::Conflict { object: name.to_string(), url: access.url().to_owned() }) }
 }
 

@@ -227,6 +227,28 @@ async fn the_timeline_document_comes_from_the_log_and_is_not_written_on_a_guess(
 }
 
 #[tokio::test]
+async fn a_timeline_that_starts_in_the_middle_of_a_log_is_archived_from_its_start() {
+    let store = FaultStore::new(1);
+    archive_all(&store, &History::new().epoch(1, 9), WRITER, 300).await;
+    let t2 = TimelineId(0x72);
+    let history = History::new().epoch(1, 9).timeline(2, t2, T1, 1 << 32).epoch(2, 30);
+    let log = MemoryLog::new(&history);
+    let writer = crate::Writer { timeline: t2, ..epoch(2) };
+    let mut r = rig(&store, &log, writer, history.end().lsn, options(300));
+    assert!(matches!(r.archiver.step().await.unwrap(), Step::Archived(h) if h.name.first == Lsn(1 << 32)));
+    // A restart in between finds its place, too.
+    let mut r = rig(&store, &log, writer, history.end().lsn, options(300));
+    drain(&mut r.archiver).await.unwrap();
+    let catalog = Catalog::load(&repository(&store)).await.unwrap();
+    let doc = &catalog.timelines[&t2];
+    assert_eq!((doc.parent, doc.fork_lsn, doc.cause), (T1, Lsn(9), Cause::LossyFailover));
+    assert_eq!(catalog.archive(t2).cover(t2, Lsn(1 << 32), history.end().lsn).1, []);
+    super::base(&store, history.position(4), WRITER).await;
+    let plan = crate::plan(&repository(&store), crate::Target::Latest, None).await.unwrap();
+    assert_eq!((plan.timeline, plan.records), (t2, 5 + 31));
+}
+
+#[tokio::test]
 async fn records_of_a_newer_epoch_are_not_archived_by_an_older_writer() {
     let store = FaultStore::new(1);
     let log = MemoryLog::new(&History::new().epoch(1, 5).epoch(2, 5));

@@ -64,3 +64,33 @@ async fn base(store: &Arc<FaultStore>, position: Position, writer: Writer) -> Ba
     let source = checkpoint(dir.path(), position, &tables);
     create_base(&repository(store), &source, &writer, |_, _| ()).await.unwrap()
 }
+
+/// The server spawns these.
+#[test]
+fn the_futures_can_be_spawned() {
+    const fn send<T: Send>(_: &T) {}
+    let repository = repository(&FaultStore::new(1));
+    let dir = std::path::Path::new("/nowhere");
+    let source = crate::base::BaseSource {
+        dir: dir.to_owned(),
+        position: Position::default(),
+        tables: Vec::new(),
+        manifest: Vec::new(),
+    };
+    send(&create_base(&repository, &source, &WRITER, |_, _| ()));
+    send(&crate::plan(&repository, crate::Target::Latest, None));
+    send(&crate::restore_window(&repository, None));
+    send(&repository.bases());
+}
+
+async fn restore_for_a_server(repository: crate::Repository, plan: crate::RestorePlan) -> Result<crate::Restored> {
+    let options = crate::RestoreOptions::default();
+    let factory = crate::testing::Replayed::default();
+    crate::execute(&repository, &plan, std::path::Path::new("/nowhere"), factory, &options).await
+}
+
+#[test]
+fn a_restore_can_be_spawned() {
+    const fn spawnable<F: Future + Send>(_: fn(crate::Repository, crate::RestorePlan) -> F) {}
+    spawnable(restore_for_a_server);
+}
