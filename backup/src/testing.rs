@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -183,13 +183,14 @@ pub(crate) struct FaultStore {
     inner: InMemory,
     faults: Mutex<Faults>,
     rng: SeededRng,
-    pub(crate) puts: AtomicU64,
+    /// Retries of the repositories made on this store.
+    pub(crate) retries: AtomicUsize,
 }
 
 impl FaultStore {
     pub(crate) fn new(seed: u64) -> Arc<Self> {
         let (inner, faults) = (InMemory::new(), Mutex::new(Faults::default()));
-        Arc::new(Self { inner, faults, rng: SeededRng::new(seed), puts: AtomicU64::new(0) })
+        Arc::new(Self { inner, faults, rng: SeededRng::new(seed), retries: AtomicUsize::new(40) })
     }
 
     pub(crate) fn set(&self, faults: Faults) {
@@ -226,7 +227,6 @@ impl ObjectStore for FaultStore {
         mut o: PutOptions,
     ) -> object_store::Result<PutResult> {
         let f = *self.faults.lock().unwrap();
-        self.puts.fetch_add(1, Ordering::Relaxed);
         if self.hit(f.unavailable) {
             return Err(unavailable());
         }
@@ -285,7 +285,11 @@ impl ObjectStore for FaultStore {
 
 /// A repository on `store`, with retries that do not wait.
 pub(crate) fn repository(store: &Arc<FaultStore>) -> Repository {
-    let policy = RetryPolicy { retries: 40, min_delay: Duration::from_micros(1), max_delay: Duration::from_micros(2) };
+    let policy = RetryPolicy {
+        retries: store.retries.load(Ordering::Relaxed),
+        min_delay: Duration::from_micros(1),
+        max_delay: Duration::from_micros(2),
+    };
     Repository::on_store(Arc::clone(store) as Arc<dyn ObjectStore>, "memory://test", Env::real(), policy)
 }
 
