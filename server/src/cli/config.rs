@@ -22,7 +22,7 @@ Examples:
   mainstay config check /etc/mainstay.toml")]
 pub enum ConfigCommand {
     /// Show the configuration that a server would run with
-    Print(PrintArgs),
+    Print(Box<PrintArgs>),
     /// Check a configuration file without running it
     Check(CheckArgs),
 }

@@ -77,7 +77,7 @@ impl RestoreArgs {
 #[derive(Serialize)]
 struct Outcome<'a> {
     plan: &'a RestorePlan,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(flatten)]
     restored: Option<Landed>,
 }
 
@@ -132,15 +132,9 @@ pub(super) async fn run(global: &Global, args: RestoreArgs) -> anyhow::Result<Ex
         locate: begun.elapsed(),
     };
     let restored = execute(&repository, &plan, &args.data, crate::node::restore::EngineReplay, &options).await?;
-    let landed = landed(&args, &restored);
-    output::print(global.output, &Outcome { plan: &plan, restored: None }.with(landed), || text(&args, &restored))?;
+    let outcome = Outcome { plan: &plan, restored: Some(landed(&args, &restored)) };
+    output::print(global.output, &outcome, || text(&args, &restored))?;
     Ok(exit)
-}
-
-impl Outcome<'_> {
-    fn with(self, landed: Landed) -> Self {
-        Self { restored: Some(landed), ..self }
-    }
 }
 
 fn new_cluster() -> ClusterId {

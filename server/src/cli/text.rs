@@ -40,7 +40,7 @@ pub(super) fn base64(bytes: &[u8]) -> String {
 /// Bytes of standard base64; padding is required. `None` when it is none.
 pub(super) fn unbase64(text: &str) -> Option<Vec<u8>> {
     let text = text.as_bytes();
-    if text.len() % 4 != 0 {
+    if !text.len().is_multiple_of(4) {
         return None;
     }
     let body = text.strip_suffix(b"==").or_else(|| text.strip_suffix(b"=")).unwrap_or(text);

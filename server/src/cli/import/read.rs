@@ -253,16 +253,14 @@ mod tests {
     fn batches(input: Vec<u8>, is_zstd: bool, records_max: usize) -> Vec<Result<Batch, Stopped>> {
         let reader = Reader::new(std::io::Cursor::new(input), is_zstd, records_max).unwrap();
         let (tx, mut rx) = mpsc::channel(1);
-        let thread = std::thread::scope(|s| {
-            #[expect(clippy::disallowed_methods, reason = "a test")]
+        std::thread::scope(|s| {
             s.spawn(move || reader.run(&tx));
             let mut all = Vec::new();
             while let Some(b) = rx.blocking_recv() {
                 all.push(b);
             }
             all
-        });
-        thread
+        })
     }
 
     fn put(key: &str, value: &str) -> Put {
