@@ -4,7 +4,7 @@
 //! new timeline \[I11\]. Never: fetching; a directory without identity is not a store.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::Arc;
 
 use crate::env::Env;
 use crate::error::{Error, Result};
@@ -20,7 +20,7 @@ use crate::tree::Tree;
 pub struct Builder {
     env: Env,
     dir: PathBuf,
-    log: Log,
+    log: Arc<Log>,
     tree: Tree,
     pending_bytes: usize,
 }
@@ -40,7 +40,7 @@ impl Builder {
         let tree = Tree::open(env.clone(), dir, options)?;
         let base = tree.flushed();
         let (log, _) = Log::open(env.clone(), dir, options, base.lsn, base)?;
-        Ok(Self { env, dir: dir.to_owned(), log, tree, pending_bytes: 0 })
+        Ok(Self { env, dir: dir.to_owned(), log: Arc::new(log), tree, pending_bytes: 0 })
     }
 
     /// Where the store stands.
@@ -97,9 +97,14 @@ impl Builder {
         Ok((landed, first))
     }
 
-    /// Time since some fixed moment, for phase figures.
-    #[must_use]
-    pub fn now(&self) -> Duration {
-        self.env.clock.monotonic()
+    /// Ends a seeding: the directory becomes a store of an existing cluster and timeline, at the
+    /// position it stands.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn finish_seed(mut self, identity: Identity) -> Result<()> {
+        self.settle()?;
+        self.log.close()?;
+        identity.write(&self.env, &self.dir)
     }
 }

@@ -14,6 +14,7 @@ use crate::record::{RECORD_BYTES_MAX, Record};
 
 /// Bytes read from a file at once.
 const READ_BYTES: usize = 256 << 10;
+const SMALL_READ_BYTES: usize = 8 << 10;
 
 /// Whole records, one behind the other, as replicated and archived.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -169,7 +170,9 @@ impl Reader {
     fn from_files(&mut self, upto: Lsn, max_bytes: usize) -> Result<Chunk> {
         let mut chunk = Chunk { first: Lsn::ZERO, last: Lsn::ZERO, bytes: Vec::new() };
         let mut window = Vec::new();
-        let mut want = READ_BYTES;
+        // A caller that wants little is not made to read much.
+        let first_window = max_bytes.clamp(SMALL_READ_BYTES, READ_BYTES);
+        let mut want = first_window;
         'windows: while let Some(at) = &mut self.at {
             window.resize(want, 0);
             let got = read_some(&*at.file, &mut window, at.offset).map_err(|e| Error::io("read", &at.path, e))?;
@@ -186,7 +189,7 @@ impl Reader {
                         if self.at.is_none() {
                             break 'windows;
                         }
-                        want = READ_BYTES;
+                        want = first_window;
                         continue 'windows;
                     }
                     Found::Bad(_) if got == want && want < 2 * RECORD_BYTES_MAX => break,

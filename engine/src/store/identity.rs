@@ -18,7 +18,7 @@ use crate::lsn::{ClusterId, TimelineId};
 const NAME: &str = "IDENTITY";
 const MAGIC: [u8; 8] = *b"mainstay";
 /// Format of the data directory as a whole.
-pub const FORMAT: u32 = 1;
+const FORMAT: u32 = 1;
 
 /// Cluster and timeline of a data directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

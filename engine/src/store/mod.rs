@@ -42,7 +42,6 @@ pub enum Durability {
 pub struct Store {
     env: Env,
     dir: PathBuf,
-    options: Options,
     identity: Mutex<Identity>,
     log: Arc<Log>,
     tree: Arc<Tree>,
@@ -125,7 +124,6 @@ impl Store {
         let committed = flushed.lsn.max(evidence.committed.min(log.last().lsn));
         let store = Self {
             dir: dir.to_owned(),
-            options: options.clone(),
             identity: Mutex::new(identity),
             applier: Mutex::new(apply::Applier::default()),
             committed: Watermark::new(committed),
@@ -253,7 +251,17 @@ impl Store {
     /// `BelowCommit` \[I8\]; any other error ends the store.
     pub fn truncate_above(&self, lsn: Lsn) -> Result<crate::log::CutTail> {
         let _order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
-        self.log.truncate_above(lsn, self.committed.get().max(self.tree.applied().lsn))
+        let committed = self.committed.get().max(self.tree.applied().lsn);
+        if lsn >= committed {
+            // The evidence must not outlive what it speaks of: it is lowered before the cut.
+            let mut saved = self.evidence.lock().unwrap_or_else(PoisonError::into_inner);
+            let lowered = Evidence { durable: saved.durable.min(lsn), committed: saved.committed.min(lsn) };
+            if lowered != *saved {
+                lowered.write(&self.env, &self.dir)?;
+                *saved = lowered;
+            }
+        }
+        self.log.truncate_above(lsn, committed)
     }
 
     /// Makes a consistent, openable set of hard-linked tables in the new directory `to`, of

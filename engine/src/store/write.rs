@@ -123,7 +123,7 @@ impl Store {
     /// The key's state after every record appended so far: the tree, then the not yet applied tail.
     fn current(&self, keyspace: Keyspace, key: &[u8]) -> Result<Current> {
         let view = self.tree.view();
-        let mut now = match view.get_raw(keyspace, key)? {
+        let mut now = match view.get(keyspace, key)? {
             Some(found) => Current { version: found.lsn, envelope: Some(found.envelope) },
             None => Current { version: Lsn::ZERO, envelope: None },
         };

@@ -7,13 +7,15 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::env::Env;
 use crate::error::{Error, Result};
 use crate::exec::Progress;
 use crate::lsn::Position;
 use crate::table::{TableFile, table_name};
 
-use super::manifest::State;
+use super::manifest::{State, whole_state};
 use super::manifest_file::{Manifest, snapshot_bytes};
+use super::stop::Stop;
 use super::version::Version;
 use super::{Tree, lock, manifest_dir, tables_dir};
 
@@ -119,4 +121,18 @@ impl Tree {
         sync(if parent.as_os_str().is_empty() { Path::new(".") } else { parent })?;
         Manifest::create(fs, &manifest, state.clone(), &self.stop).map(drop)
     }
+}
+
+/// Makes the bytes of a checkpoint's manifest the manifest of the data directory `dir`, whose tables
+/// are in place and synced already. From then on `dir` holds a tree.
+///
+/// # Errors
+/// `Corruption` when the bytes are damaged, `DiskFull`, `Io`, `Stopped`.
+pub fn install_manifest(env: &Env, dir: &Path, bytes: &[u8]) -> Result<()> {
+    let stop = Stop::new(Arc::clone(&env.fatal));
+    let state = whole_state(bytes)?;
+    let manifest = manifest_dir(dir);
+    env.fs.create_dir_all(&manifest).map_err(|e| Error::io("create", &manifest, e))?;
+    env.fs.sync_dir(dir).map_err(|e| stop.fatal("sync", dir, &e))?;
+    Manifest::create(&env.fs, &manifest, state, &stop).map(drop)
 }

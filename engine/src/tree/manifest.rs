@@ -324,17 +324,23 @@ pub struct ManifestSummary {
     pub history_floor: Lsn,
 }
 
+/// The state in the bytes of a checkpoint's manifest, which must end with a whole edit.
+pub(crate) fn whole_state(bytes: &[u8]) -> Result<State> {
+    let path = Path::new("manifest");
+    let replayed = replay(path, bytes)?;
+    if replayed.len == bytes.len() as u64 {
+        Ok(replayed.state)
+    } else {
+        Err(Error::corruption(path, replayed.len, None, "the manifest ends in a torn edit"))
+    }
+}
+
 /// Reads the bytes of a checkpoint's manifest.
 ///
 /// # Errors
 /// `Corruption` when they are damaged or torn, `Format` for a newer format.
 pub fn manifest_tables(bytes: &[u8]) -> Result<ManifestSummary> {
-    let path = Path::new("manifest");
-    let replayed = replay(path, bytes)?;
-    if replayed.len != bytes.len() as u64 {
-        return Err(Error::corruption(path, replayed.len, None, "the manifest ends in a torn edit"));
-    }
-    let s = replayed.state;
+    let s = whole_state(bytes)?;
     Ok(ManifestSummary {
         position: s.flushed,
         tables: s.tables.iter().map(|t| t.file).collect(),

@@ -34,7 +34,7 @@ mod tests;
 mod version;
 mod view;
 
-pub use checkpoint::{Checkpoint, PinnedTables};
+pub use checkpoint::{Checkpoint, PinnedTables, install_manifest};
 pub use manifest::{ManifestSummary, manifest_tables};
 pub use view::{Entry, Found, Scan, View};
 

@@ -8,7 +8,7 @@ use proptest_state_machine::{ReferenceStateMachine, StateMachineTest, prop_state
 use crate::world::{Act, State, World, read};
 
 #[derive(Clone, Debug)]
-pub enum Step {
+pub(crate) enum Step {
     Do(Act),
     PowerLoss,
     Kill,
@@ -16,7 +16,7 @@ pub enum Step {
     View,
 }
 
-pub fn act() -> impl Strategy<Value = Act> {
+pub(crate) fn act() -> impl Strategy<Value = Act> {
     prop_oneof![
         8 => proptest::collection::vec((any::<u8>(), any::<u16>()), 1..5).prop_map(Act::Put),
         3 => any::<u8>().prop_map(Act::Delete),
@@ -33,7 +33,7 @@ pub fn act() -> impl Strategy<Value = Act> {
 }
 
 /// The model lives in [`World`]; the reference only makes transitions.
-pub struct Reference;
+pub(crate) struct Reference;
 
 impl ReferenceStateMachine for Reference {
     type State = u64;

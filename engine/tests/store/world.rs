@@ -14,14 +14,14 @@ use mainstay_engine::tree::View;
 use mainstay_engine::value::Value;
 use mainstay_engine::{ClusterId, CommitTs, Env, Epoch, Error, Lsn, Options, Result, TimelineId};
 
-pub const DIR: &str = "/data";
+pub(crate) const DIR: &str = "/data";
 
 /// Keys and values as a reader sees them.
-pub type State = BTreeMap<Vec<u8>, Vec<u8>>;
+pub(crate) type State = BTreeMap<Vec<u8>, Vec<u8>>;
 
 /// What a step of a trace does.
 #[derive(Clone, Debug)]
-pub enum Act {
+pub(crate) enum Act {
     Put(Vec<(u8, u16)>),
     Delete(u8),
     DeleteRange(u8, u8),
@@ -37,22 +37,22 @@ pub enum Act {
     Checkpoint,
 }
 
-pub struct World {
-    pub fs: Arc<SimFs>,
-    pub env: Env,
-    pub fatal: SimFatal,
-    pub store: Option<Store>,
+pub(crate) struct World {
+    pub(crate) fs: Arc<SimFs>,
+    pub(crate) env: Env,
+    pub(crate) fatal: SimFatal,
+    pub(crate) store: Option<Store>,
     options: Options,
     /// Body and commit timestamp of record `i + 1`.
-    pub records: Vec<(Vec<u8>, CommitTs)>,
+    pub(crate) records: Vec<(Vec<u8>, CommitTs)>,
     /// Acknowledged as durable: must survive anything.
-    pub durable: usize,
+    pub(crate) durable: usize,
     /// Committed: must never be cut.
-    pub committed: usize,
+    pub(crate) committed: usize,
     checkpoints: u32,
 }
 
-pub fn key(k: u8) -> Vec<u8> {
+pub(crate) fn key(k: u8) -> Vec<u8> {
     format!("key-{:03}", k % 24).into_bytes()
 }
 
@@ -64,7 +64,7 @@ fn value(k: u8, v: u16) -> Vec<u8> {
 
 impl World {
     /// An empty store.
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         let mut world = Self::without_store(seed);
         let identity = Identity { cluster: ClusterId(7), timeline: TimelineId(9) };
         world.store = Some(Store::create(world.env.clone(), Path::new(DIR), &world.options, identity).unwrap());
@@ -72,7 +72,7 @@ impl World {
     }
 
     /// A disk on which no store was made yet.
-    pub fn without_store(seed: u64) -> Self {
+    pub(crate) fn without_store(seed: u64) -> Self {
         let fs = SimFs::new(seed);
         fs.prepare_dir(Path::new(DIR)).unwrap();
         let (env, fatal) = Env::sim(Arc::clone(&fs), SimClock::new(CommitTs(1_000_000)), seed);
@@ -80,7 +80,7 @@ impl World {
         Self { fs, env, fatal, store: None, options, records: vec![], durable: 0, committed: 0, checkpoints: 0 }
     }
 
-    pub fn store(&self) -> &Store {
+    pub(crate) fn store(&self) -> &Store {
         self.store.as_ref().unwrap()
     }
 
@@ -93,7 +93,7 @@ impl World {
         Ok(())
     }
 
-    pub fn act(&mut self, act: &Act) -> Result<()> {
+    pub(crate) fn act(&mut self, act: &Act) -> Result<()> {
         let mut batch = Batch::new();
         match act {
             Act::Put(pairs) => {
@@ -168,7 +168,7 @@ impl World {
     }
 
     /// The model's state after `n` records.
-    pub fn at(&self, n: usize) -> State {
+    pub(crate) fn at(&self, n: usize) -> State {
         let mut state: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
         for (body, _) in &self.records[..n] {
             for op in ops(body) {
@@ -187,7 +187,7 @@ impl World {
     }
 
     /// What readers see must be the model's state at the applied LSN, which is committed [I2].
-    pub fn check_visible(&self) {
+    pub(crate) fn check_visible(&self) {
         let view = self.store().view();
         let at = usize::try_from(view.lsn().0).unwrap();
         assert!(at <= self.committed, "LSN {at} is visible, only {} is committed", self.committed);
@@ -196,7 +196,7 @@ impl World {
 
     /// Opens the store after a crash or kill; the log must end at one legal LSN, and the state be
     /// the model's there.
-    pub fn reopen(&mut self) {
+    pub(crate) fn reopen(&mut self) {
         self.store = None;
         let store = match Store::open(self.env.clone(), Path::new(DIR), &self.options) {
             Ok(store) => store,
@@ -219,7 +219,7 @@ impl World {
     }
 
     /// After a failed call: power off, power on, recovery.
-    pub fn recover_from(&mut self, what: &dyn std::fmt::Display) {
+    pub(crate) fn recover_from(&mut self, what: &dyn std::fmt::Display) {
         let _ = what;
         self.store = None;
         self.fs.clear_faults();
@@ -229,7 +229,7 @@ impl World {
     }
 }
 
-pub fn read(view: &View) -> Result<State> {
+pub(crate) fn read(view: &View) -> Result<State> {
     let forward: Vec<(Vec<u8>, Vec<u8>)> = collect(view, false)?;
     let mut backward = collect(view, true)?;
     backward.reverse();
