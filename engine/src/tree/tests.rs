@@ -329,6 +329,46 @@ fn what_nobody_can_see_is_dropped() {
 }
 
 #[test]
+fn a_range_delete_is_not_dropped_before_what_it_covers() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { history_window_us: 0, table_bytes: 1, ..Options::tiny() };
+    let tree = Tree::create(env(1), dir.path(), &options, Position::default()).unwrap();
+    let mut head = Head::default();
+    put(&mut head, &tree, "a", "1");
+    put(&mut head, &tree, "m", "1");
+    tree.flush_all().unwrap();
+    tree.compact_all().unwrap();
+    assert_eq!(tree.stats().tables, [0, 2], "each key has a table of its own");
+    for _ in 0..options.level0_tables {
+        let mut b = Batch::new();
+        b.put(b"a", b"2").unwrap().delete_range(b"m", b"n").unwrap();
+        apply(&tree, &head.batch(1, &b));
+        tree.flush_all().unwrap();
+    }
+    assert_eq!(tree.compact_step().unwrap(), Progress::Worked);
+    assert_eq!(get(&tree.view(), "m"), None);
+    assert_eq!(tree.pinned_tables().tables.iter().map(|t| t.entries).sum::<u64>(), 1);
+}
+
+#[test]
+fn a_pinned_file_stays_until_its_last_reader_goes() {
+    let dir = tempfile::tempdir().unwrap();
+    let tree = Tree::create(env(1), dir.path(), &Options::tiny(), Position::default()).unwrap();
+    let mut head = Head::default();
+    put(&mut head, &tree, "a", "1");
+    tree.flush_all().unwrap();
+    let (pinned, view) = (tree.pinned_tables(), tree.view());
+    let path = tree.table_path(pinned.tables[0].id);
+    tree.compact_all().unwrap();
+    assert!(path.exists());
+    drop(pinned);
+    assert!(path.exists(), "the view still reads it");
+    drop(view);
+    assert!(!path.exists());
+    assert_eq!(get(&tree.view(), "a").as_deref(), Some("1"));
+}
+
+#[test]
 fn epochs_and_timeline_survive_by_manifest_and_by_replay() {
     let dir = tempfile::tempdir().unwrap();
     let tree = Tree::create(env(1), dir.path(), &Options::tiny(), Position::default()).unwrap();
