@@ -523,11 +523,7 @@ fn origin_from_log(source: &dyn RecordSource, writer: &Writer, committed: Lsn) -
                         fork_lsn: start.fork,
                         fork_chain: (start.fork == prev.lsn).then_some(prev.chain),
                         start_lsn: record.header.lsn,
-                        cause: match (start.parent, prev == begin) {
-                            (TimelineId(0), _) => Cause::Created,
-                            (_, true) => Cause::Restore,
-                            (_, false) => Cause::LossyFailover,
-                        },
+                        cause: if start.parent == TimelineId(0) { Cause::Created } else { Cause::Forked },
                     }));
                 }
             }

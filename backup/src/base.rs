@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use mainstay_engine::fs::{File, Fs, OpenMode, read_exact_at};
+use mainstay_engine::table::TableFile;
+use mainstay_engine::tree::Checkpoint;
 use mainstay_engine::{CommitTs, Epoch, Lsn, Position, TimelineId};
 use object_store::MultipartUpload;
 use serde::Serialize;
@@ -31,19 +33,6 @@ const SINGLE_PUT_BYTES: u64 = 2 * PART_BYTES as u64;
 /// Bound of an engine manifest.
 pub(crate) const MANIFEST_BYTES_MAX: u64 = 256 << 20;
 
-/// A table file of a checkpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TableFile {
-    /// The engine's id; the file is `tables/{id:032x}.table` in the checkpoint's directory.
-    pub id: u128,
-    /// Size in bytes.
-    pub bytes: u64,
-    /// BLAKE3 of the file.
-    pub blake3: [u8; 32],
-    /// Entries in it.
-    pub entries: u64,
-}
-
 /// A checkpoint to upload.
 #[derive(Clone, Debug)]
 pub struct BaseSource {
@@ -55,6 +44,15 @@ pub struct BaseSource {
     pub tables: Vec<TableFile>,
     /// The engine's manifest.
     pub manifest: Vec<u8>,
+}
+
+impl BaseSource {
+    /// The checkpoint that `Store::checkpoint` made in `dir`.
+    #[must_use]
+    pub fn new(dir: &Path, checkpoint: Checkpoint) -> Self {
+        let Checkpoint { position, tables, manifest } = checkpoint;
+        Self { dir: dir.to_owned(), position, tables, manifest }
+    }
 }
 
 /// A base backup, without its list of tables.

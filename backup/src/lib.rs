@@ -7,6 +7,7 @@
 pub mod archive;
 pub mod base;
 pub mod catalog;
+pub mod engine_target;
 pub mod error;
 pub mod log_source;
 pub mod plan;
@@ -21,8 +22,9 @@ mod testing;
 mod tests;
 
 pub use archive::{ArchiveStatus, Archiver, ArchiverHandle, ArchiverOptions, RecordSource};
-pub use base::{BaseInfo, BaseSource, TableFile, create_base};
+pub use base::{BaseInfo, BaseSource, create_base};
 pub use catalog::Catalog;
+pub use engine_target::EngineFactory;
 pub use error::{Error, Result};
 pub use log_source::LogSource;
 pub use plan::{RestorePlan, RestoreWindow, Target, plan, restore_window};

@@ -370,7 +370,7 @@ pub(crate) fn checkpoint(dir: &Path, position: Position, tables: &[(u128, Vec<u8
     let table = |(id, bytes): &(u128, Vec<u8>)| {
         mainstay_engine::fs::write_atomic(&*env.fs, &dir.join("tables"), &format!("{id:032x}.table"), bytes).unwrap();
         let blake3 = *blake3::hash(bytes).as_bytes();
-        crate::base::TableFile { id: *id, bytes: bytes.len() as u64, blake3, entries: 1 }
+        mainstay_engine::table::TableFile { id: *id, bytes: bytes.len() as u64, blake3, entries: 1 }
     };
     let tables = tables.iter().map(table).collect();
     crate::base::BaseSource { dir: dir.to_owned(), position, tables, manifest: b"manifest".to_vec() }

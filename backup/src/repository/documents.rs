@@ -110,6 +110,8 @@ pub enum Cause {
     Restore,
     /// A failover that gave up acknowledged writes.
     LossyFailover,
+    /// A restore or a lossy failover: the log does not tell which.
+    Forked,
     /// The archive was attached to a log whose beginning was gone; the parent is not known.
     Attached,
 }

@@ -227,7 +227,7 @@ async fn the_timeline_document_comes_from_the_log_and_is_not_written_on_a_guess(
     drain(&mut r.archiver).await.unwrap();
     let doc = Catalog::load(&repository(&store)).await.unwrap().timelines.remove(&t2).unwrap();
     assert_eq!((doc.parent, doc.fork_lsn, doc.start_lsn), (T1, Lsn(9), Lsn(1 << 32)));
-    assert_eq!((doc.cause, doc.fork_chain), (Cause::Restore, Some(History::new().epoch(1, 9).end().chain)));
+    assert_eq!((doc.cause, doc.fork_chain), (Cause::Forked, Some(History::new().epoch(1, 9).end().chain)));
 }
 
 #[tokio::test]
@@ -245,7 +245,7 @@ async fn a_timeline_that_starts_in_the_middle_of_a_log_is_archived_from_its_star
     drain(&mut r.archiver).await.unwrap();
     let catalog = Catalog::load(&repository(&store)).await.unwrap();
     let doc = &catalog.timelines[&t2];
-    assert_eq!((doc.parent, doc.fork_lsn, doc.cause), (T1, Lsn(9), Cause::LossyFailover));
+    assert_eq!((doc.parent, doc.fork_lsn, doc.cause), (T1, Lsn(9), Cause::Forked));
     assert_eq!(catalog.archive(t2).cover(t2, Lsn(1 << 32), history.end().lsn).1, []);
     super::base(&store, history.position(4), WRITER).await;
     let plan = crate::plan(&repository(&store), crate::Target::Latest, None).await.unwrap();
