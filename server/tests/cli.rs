@@ -1,5 +1,7 @@
 //! The binary's surface, without a server: usage errors, help, configuration, pipes.
 
+#![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "an outside observer, not the core")]
+
 use std::io::Read;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};

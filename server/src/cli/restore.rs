@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use clap::{ArgGroup, Args};
 use mainstay_backup::restore::Phase;
-use mainstay_backup::{Repository, RestoreOptions, RestorePlan, Restored, Target, execute, plan};
+use mainstay_backup::{EngineFactory, Repository, RestoreOptions, RestorePlan, Restored, Target, execute, plan};
 use mainstay_engine::{ClusterId, CommitTs, Env, Lsn, TimelineId};
 use serde::Serialize;
 
@@ -131,7 +131,7 @@ pub(super) async fn run(global: &Global, args: RestoreArgs) -> anyhow::Result<Ex
         progress: show_progress(),
         locate: begun.elapsed(),
     };
-    let restored = execute(&repository, &plan, &args.data, crate::node::restore::EngineReplay, &options).await?;
+    let restored = execute(&repository, &plan, &args.data, EngineFactory::default(), &options).await?;
     let outcome = Outcome { plan: &plan, restored: Some(landed(&args, &restored)) };
     output::print(global.output, &outcome, || text(&args, &restored))?;
     Ok(exit)
