@@ -10,7 +10,8 @@ use mainstay_engine::{Chain, CommitTs, Epoch, Lsn, Position, TimelineId};
 use crate::error::{Error, Result};
 use crate::repository::access::Access;
 use crate::repository::create_document;
-use crate::repository::documents::{Cause, FORMAT, FenceDoc, TimelineDoc};
+pub use crate::repository::documents::Cause;
+use crate::repository::documents::{FORMAT, FenceDoc, TimelineDoc};
 use crate::repository::names::ObjectName;
 use crate::wal_object::Writer;
 

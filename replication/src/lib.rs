@@ -4,5 +4,6 @@
 //! carry its effects out behind the `Transport` trait. Never: gRPC, backup, or client protocols.
 
 pub mod core;
+pub mod driver;
 pub mod lineage;
 pub mod rule;

@@ -1,0 +1,92 @@
+//! How a node comes by its data: opens it, creates the cluster, or is seeded from the primary.
+//!
+//! Owns: the start of a node's life. Never: creating a second cluster while a peer holds a first one.
+
+use std::sync::Arc;
+
+use mainstay_engine::store::{Identity, Store};
+use mainstay_engine::{ClusterId, Epoch, Result};
+
+use super::{Driver, RETRY, RoleName, SealReply, SealRequest, blocking};
+use crate::rule::NodeId;
+
+impl Driver {
+    /// Opens the node's store, or makes one; returns when there is one.
+    ///
+    /// # Errors
+    /// A local error: damage, another process, another format.
+    pub(super) async fn obtain_store(self: &Arc<Self>) -> Result<Arc<Store>> {
+        let store = loop {
+            let this = Arc::clone(self);
+            let there = blocking(move || Identity::read(&this.env, &this.settings.dir)).await?;
+            if there.is_some() {
+                let this = Arc::clone(self);
+                break blocking(move || Store::open(this.env.clone(), &this.settings.dir, &this.settings.options))
+                    .await?;
+            }
+            if let Some(store) = self.create_or_seed().await? {
+                break store;
+            }
+            tokio::time::sleep(RETRY).await;
+        };
+        let store = Arc::new(store);
+        let _ = self.store.set(Arc::clone(&store));
+        self.set_trouble(None, None);
+        self.publish_role();
+        self.ready.send_replace(true);
+        Ok(store)
+    }
+
+    /// One attempt; `None` when the peers must be asked again.
+    async fn create_or_seed(self: &Arc<Self>) -> Result<Option<Store>> {
+        let replies = self.ask_all().await;
+        let holders: Vec<&(NodeId, SealReply)> = replies.iter().filter(|(_, r)| r.cluster != ClusterId(0)).collect();
+        if let Some((_, newest)) = holders.iter().max_by_key(|(_, r)| r.epoch) {
+            let primary = newest.primary.filter(|p| *p != self.settings.me);
+            let Some(primary) = primary else {
+                let text = format!(
+                    "this node has no data, but its peers belong to cluster {}; promote one of them and it will be seeded",
+                    newest.cluster
+                );
+                self.set_trouble(Some(RoleName::Joining), Some(text));
+                return Ok(None);
+            };
+            return match self.seed_from(primary, newest.cluster).await {
+                Ok(store) => Ok(Some(store)),
+                Err(e) => {
+                    self.set_trouble(Some(RoleName::Joining), Some(format!("seeding from node {primary}: {e}")));
+                    Ok(None)
+                }
+            };
+        }
+        let rule = &self.settings.rule;
+        let empty = rule.set(replies.iter().map(|(n, _)| *n).chain([self.settings.me]));
+        let may_create = self.settings.configured_primary == self.settings.me && rule.is_majority(empty);
+        if !may_create {
+            let text = "waiting for the primary to create the cluster".to_owned();
+            self.set_trouble(Some(RoleName::Joining), Some(text));
+            return Ok(None);
+        }
+        let this = Arc::clone(self);
+        let store = blocking(move || {
+            let identity = Identity::random(&this.env);
+            Store::create(this.env.clone(), &this.settings.dir, &this.settings.options, identity)
+        })
+        .await?;
+        tracing::info!(cluster = %store.identity().cluster, "created the cluster");
+        Ok(Some(store))
+    }
+
+    /// Asks every peer who is there; silent ones are left out.
+    pub(super) async fn ask_all(&self) -> Vec<(NodeId, SealReply)> {
+        let request = SealRequest { cluster: ClusterId(0), epoch: Epoch(0), candidate: self.settings.me };
+        let calls = self.others().into_iter().map(|node| async move {
+            let call = self.transport.seal(node, request);
+            match tokio::time::timeout(std::time::Duration::from_secs(1), call).await {
+                Ok(Ok(reply)) => Some((node, reply)),
+                Ok(Err(_)) | Err(_) => None,
+            }
+        });
+        futures::future::join_all(calls).await.into_iter().flatten().collect()
+    }
+}

@@ -1,0 +1,80 @@
+//! The gRPC door for operators: `mainstay.v1.Admin`.
+//!
+//! Owns: conversion of messages. Never: a decision.
+
+use std::time::Duration;
+
+use mainstay_proto::v1;
+use mainstay_proto::v1::admin_server::Admin;
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::status;
+use crate::node::archive::Archive;
+use crate::node::status::report;
+use crate::service::{Class, Code, Failure, Service};
+
+/// Serves operator calls.
+#[derive(Clone, Debug)]
+pub struct AdminDoor {
+    /// The node's service.
+    pub service: Service,
+    /// The node's archive.
+    pub archive: Archive,
+    /// Addresses of the peers, for status.
+    pub peers: std::collections::BTreeMap<u64, String>,
+}
+
+type BoxStream<T> = std::pin::Pin<Box<dyn futures::Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Admin for AdminDoor {
+    type CreateBackupStream = BoxStream<v1::CreateBackupProgress>;
+
+    async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
+        Ok(Response::new(report(&self.service, &self.archive, &self.peers)))
+    }
+
+    async fn promote(&self, request: Request<v1::PromoteRequest>) -> Result<Response<v1::PromoteResponse>, Status> {
+        let accept_loss = request.into_inner().accept_loss;
+        let driver = self.service.driver();
+        let refused = |class, text| status(Failure::new(Code::NotPromoted, class, text));
+        let promoted = driver
+            .promote(accept_loss)
+            .await
+            .map_err(|e| refused(Class::Indeterminate, e.to_string()))?
+            .map_err(|why| refused(Class::NotExecuted, why.to_string()))?;
+        if let Some(store) = driver.store() {
+            // The reign counts once its first record is committed; until then say so by waiting.
+            let wait = store.committed().reached(promoted.start);
+            let _ = tokio::time::timeout(Duration::from_secs(10), wait).await;
+        }
+        Ok(Response::new(v1::PromoteResponse {
+            epoch: promoted.epoch.0,
+            start_lsn: promoted.start.0,
+            sealed: driver.rule().in_sync().into_iter().map(|n| n.0).collect(),
+        }))
+    }
+
+    async fn create_backup(
+        &self,
+        _: Request<v1::CreateBackupRequest>,
+    ) -> Result<Response<Self::CreateBackupStream>, Status> {
+        let store = self.service.driver().store().cloned().ok_or_else(|| {
+            status(Failure::new(Code::NotReady, Class::NotExecuted, "this node has no data yet"))
+        })?;
+        let driver = self.service.driver();
+        let progress = self.archive.create_base(driver, store).await.map_err(status)?;
+        let stream = ReceiverStream::new(progress).map(|p| p.map_err(status));
+        Ok(Response::new(Box::pin(stream)))
+    }
+
+    async fn wait_archived(
+        &self,
+        _: Request<v1::WaitArchivedRequest>,
+    ) -> Result<Response<v1::WaitArchivedResponse>, Status> {
+        let at = self.service.wait_archived(Duration::from_secs(30)).await.map_err(status)?;
+        Ok(Response::new(v1::WaitArchivedResponse { archived_lsn: at.0 }))
+    }
+}

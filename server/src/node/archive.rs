@@ -1,0 +1,239 @@
+//! The archiver of this node: runs while the node is primary and a repository is configured.
+//!
+//! Owns: wiring log, commit watermark and repository together; base backups on request. Never: a
+//! write path; when the bucket is away, writes go on and the backlog stays in the log.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use mainstay_backup::{
+    ArchiveStatus, Archiver, ArchiverHandle, ArchiverOptions, BaseSource, LogSource, Repository, Writer, create_base,
+};
+use mainstay_engine::limits::TIMELINE_LSN_JUMP;
+use mainstay_engine::log::Slot;
+use mainstay_engine::store::Store;
+use mainstay_engine::watermark::Watermark;
+use mainstay_engine::{Lsn, TimelineId};
+use mainstay_proto::v1;
+use mainstay_replication::driver::{Driver, RoleName};
+use tokio::sync::{mpsc, watch};
+
+use crate::config::Config;
+use crate::service::{Class, Code, Failure};
+
+/// This node's archive. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Archive {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    repository: Option<Repository>,
+    options: ArchiverOptions,
+    archived: Watermark,
+    handle: Mutex<Option<ArchiverHandle>>,
+    node: u64,
+    /// The last reason why no archiver runs.
+    ended: Mutex<Option<String>>,
+}
+
+impl Archive {
+    /// The archive that `config` names, if it names one. Nothing is contacted yet.
+    ///
+    /// # Errors
+    /// A URL that names no store.
+    pub fn new(config: &Config) -> anyhow::Result<Self> {
+        let repository = config.repository.as_deref().map(Repository::open).transpose()?;
+        let options = ArchiverOptions {
+            interval: Duration::from_millis(config.archive_interval_ms),
+            object_bytes: usize::try_from(config.archive_object_bytes).unwrap_or(usize::MAX),
+            ..ArchiverOptions::default()
+        };
+        let inner = Inner {
+            repository,
+            options,
+            archived: Watermark::default(),
+            handle: Mutex::default(),
+            node: config.node_id,
+            ended: Mutex::default(),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Whether there is a repository.
+    #[must_use]
+    pub fn is_configured(&self) -> bool {
+        self.inner.repository.is_some()
+    }
+
+    /// Everything up to here is in the archive.
+    #[must_use]
+    pub fn archived(&self) -> &Watermark {
+        &self.inner.archived
+    }
+
+    /// The repository's URL without credentials, and the archiver's status.
+    #[must_use]
+    pub fn status(&self) -> Option<(String, ArchiveStatus)> {
+        let url = self.inner.repository.as_ref()?.url().to_owned();
+        let handle = self.inner.handle.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut status = handle.map(|h| h.status()).unwrap_or_default();
+        if status.last_error.is_none() {
+            status.last_error.clone_from(&self.inner.ended.lock().unwrap_or_else(PoisonError::into_inner));
+        }
+        Some((url, status))
+    }
+
+    /// Runs an archiver in every reign of this node, until `stop`.
+    pub async fn supervise(self, driver: Arc<Driver>, mut stop: watch::Receiver<bool>) {
+        let Some(repository) = self.inner.repository.clone() else { return };
+        let mut role = driver.role();
+        loop {
+            let view = tokio::select! {
+                r = role.wait_for(|r| r.role == RoleName::Primary) => match r {
+                    Ok(r) => r.clone(),
+                    Err(_) => return,
+                },
+                _ = stop.wait_for(|s| *s) => return,
+            };
+            let Some(store) = driver.store().cloned() else { return };
+            let (end_tx, end_rx) = watch::channel(false);
+            let archiver = self.archiver(&repository, &driver, &store, view.epoch.0, view.epoch_start);
+            *self.inner.handle.lock().unwrap_or_else(PoisonError::into_inner) = Some(archiver.handle());
+            let slot = store.log().slot("archiver", self.inner.archived.get().next());
+            let holding = tokio::spawn(hold(slot, self.inner.archived.clone()));
+            let running = tokio::spawn(archiver.run(end_rx));
+            let mut role_end = driver.role();
+            tokio::select! {
+                _ = role_end.wait_for(|r| r.role != RoleName::Primary || r.epoch != view.epoch) => {}
+                _ = stop.wait_for(|s| *s) => {}
+            }
+            let _ = end_tx.send(true);
+            let ended = running.await;
+            holding.abort();
+            let why = match ended {
+                Ok(Ok(())) => None,
+                Ok(Err(e)) => Some(e.to_string()),
+                Err(e) => Some(e.to_string()),
+            };
+            if let Some(why) = &why {
+                tracing::error!(error = %why, "the archiver ended");
+            }
+            *self.inner.ended.lock().unwrap_or_else(PoisonError::into_inner) = why;
+            if *stop.borrow() {
+                return;
+            }
+        }
+    }
+
+    fn archiver(&self, repository: &Repository, driver: &Driver, store: &Arc<Store>, epoch: u64, start: Lsn) -> Archiver {
+        let options = ArchiverOptions {
+            origin: origin(store),
+            epoch_start: store.log().position_at(start.prev()).ok().flatten(),
+            ..self.inner.options.clone()
+        };
+        Archiver::new(
+            repository.clone(),
+            self.writer(driver, store, epoch),
+            Arc::new(LogSource::new(Arc::clone(store.log()))),
+            store.committed().clone(),
+            self.inner.archived.clone(),
+            options,
+        )
+    }
+
+    fn writer(&self, driver: &Driver, store: &Store, epoch: u64) -> Writer {
+        let identity = store.identity();
+        Writer {
+            cluster: identity.cluster,
+            timeline: identity.timeline,
+            epoch: mainstay_engine::Epoch(epoch),
+            node: self.inner.node,
+            incarnation: driver.incarnation(),
+        }
+    }
+
+    /// Takes a base backup of everything applied; progress comes through the receiver, the result
+    /// last.
+    ///
+    /// # Errors
+    /// No repository.
+    pub async fn create_base(
+        &self,
+        driver: &Arc<Driver>,
+        store: Arc<Store>,
+    ) -> Result<mpsc::Receiver<Result<v1::CreateBackupProgress, Failure>>, Failure> {
+        let Some(repository) = self.inner.repository.clone() else {
+            let text = "no repository is configured; start the server with --repository URL";
+            return Err(Failure::new(Code::NoRepository, Class::NeverRetry, text));
+        };
+        let writer = self.writer(driver, &store, store.log().last().epoch.0);
+        let (tx, rx) = mpsc::channel(16);
+        tokio::spawn(async move {
+            let result = run_base(&repository, &writer, store, &tx).await;
+            let _ = tx.send(result.map_err(|e| Failure::new(Code::Archive, Class::NotExecuted, e.to_string()))).await;
+        });
+        Ok(rx)
+    }
+}
+
+/// Keeps the log that is not archived yet from being released (up to the slot's byte cap).
+async fn hold(slot: Slot, archived: Watermark) {
+    let mut at = archived.get();
+    loop {
+        slot.advance(at.next());
+        match archived.reached(at.next()).await {
+            Ok(now) => at = now,
+            Err(_) => return,
+        }
+    }
+}
+
+fn origin(store: &Store) -> Option<mainstay_backup::timeline::Origin> {
+    use mainstay_backup::timeline::{Cause, Origin};
+    let t = store.tree().timeline()?;
+    let first = t.parent == TimelineId(0);
+    Some(Origin {
+        parent: t.parent,
+        fork_lsn: t.fork,
+        fork_chain: store.log().position_at(t.fork).ok().flatten().map(|p| p.chain),
+        start_lsn: if first { Lsn(1) } else { Lsn(t.fork.0.saturating_add(TIMELINE_LSN_JUMP)) },
+        cause: if first { Cause::Created } else { Cause::Restore },
+    })
+}
+
+async fn run_base(
+    repository: &Repository,
+    writer: &Writer,
+    store: Arc<Store>,
+    tx: &mpsc::Sender<Result<v1::CreateBackupProgress, Failure>>,
+) -> anyhow::Result<v1::CreateBackupProgress> {
+    let dir = store.dir().join("seeds").join(format!("base-{:016x}", store.env().rng.next_u64()));
+    let (from, at) = (Arc::clone(&store), dir.clone());
+    let checkpoint = tokio::task::spawn_blocking(move || {
+        if let Some(parent) = at.parent() {
+            from.env().fs.create_dir_all(parent)?;
+        }
+        anyhow::Ok(from.checkpoint(&at)?)
+    })
+    .await??;
+    let source = BaseSource::new(&dir, checkpoint);
+    let report = |done, total| {
+        let progress = v1::CreateBackupProgress { bytes_done: done, bytes_total: total, ..Default::default() };
+        // Progress is only told, never waited for.
+        let _ = tx.try_send(Ok(progress));
+    };
+    let made = create_base(repository, &source, writer, report).await;
+    let env = store.env().clone();
+    let _ = tokio::task::spawn_blocking(move || env.fs.remove_dir_all(&dir)).await;
+    let info = made?;
+    Ok(v1::CreateBackupProgress {
+        bytes_done: info.bytes,
+        bytes_total: info.bytes,
+        base_id: info.id.to_string(),
+        lsn: info.lsn.0,
+        commit_ts_us: info.ts.0,
+        uploaded_bytes: info.uploaded_bytes,
+    })
+}

@@ -1,0 +1,92 @@
+//! What `status` says of this node.
+//!
+//! Owns: gathering facts. Never: asking other nodes; one lone node must be able to answer.
+
+use std::collections::BTreeMap;
+
+use mainstay_proto::v1;
+use mainstay_replication::driver::{PeerProgress, RoleName};
+use mainstay_replication::rule::NodeId;
+
+use super::archive::Archive;
+use crate::service::Service;
+
+/// The node's status message.
+#[must_use]
+pub fn report(service: &Service, archive: &Archive, peers: &BTreeMap<u64, String>) -> v1::StatusResponse {
+    let driver = service.driver();
+    let role = driver.role().borrow().clone();
+    let promise = driver.promise();
+    let rule = driver.rule();
+    let leads = role.role == RoleName::Primary;
+    let mut out = v1::StatusResponse {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        node_id: driver.me().0,
+        role: role.role.as_str().to_owned(),
+        epoch: role.epoch.0,
+        sealed_epoch: promise.sealed.0,
+        primary_id: role.primary.map_or(0, |p| p.0),
+        primary_addr: role.primary_client_addr.unwrap_or_default(),
+        mode: rule.mode().to_string(),
+        degraded: false,
+        trouble: role.trouble.unwrap_or_default(),
+        ..Default::default()
+    };
+    let known = driver.peers();
+    let mut now_us = 0;
+    if let Some(store) = driver.store() {
+        now_us = store.env().clock.wall().0;
+        let (identity, last) = (store.identity(), store.log().last());
+        out.cluster_id = identity.cluster.to_string();
+        out.timeline = identity.timeline.to_string();
+        out.appended_lsn = last.lsn.0;
+        out.last_epoch = last.epoch.0;
+        out.commit_ts_us = last.ts.0;
+        out.durable_lsn = store.durable().get().0;
+        out.commit_lsn = store.committed().get().0;
+        out.applied_lsn = store.applied().get().0;
+        out.archived_lsn = service.archived().get().0;
+        let tree = store.tree().stats();
+        out.storage = Some(v1::StorageStatus {
+            log_bytes: store.log().bytes(),
+            table_bytes: tree.table_bytes.iter().sum(),
+            tables: tree.tables.iter().sum(),
+            memtable_bytes: tree.memtable_bytes,
+            oldest_log_lsn: store.log().oldest().0,
+            history_floor_lsn: store.tree().history_floor().0,
+        });
+    }
+    if leads {
+        let up = known.iter().filter(|(_, p)| p.connected).map(|(n, _)| *n).chain([driver.me()]);
+        out.tolerated_failures = u32::try_from(rule.tolerated_failures(rule.set(up))).unwrap_or(0);
+        let rows = peers.iter().filter(|(id, _)| **id != driver.me().0);
+        out.peers = rows
+            .map(|(id, addr)| peer(*id, addr, known.get(&NodeId(*id)).cloned().unwrap_or_default(), out.appended_lsn))
+            .collect();
+    }
+    out.archive = archive.status().map(|(repository, s)| v1::ArchiveStatus {
+        repository,
+        archived_lsn: service.archived().get().0,
+        lag_ms: s.oldest_unarchived_ts.map_or(0, |ts| now_us.saturating_sub(ts.0) / 1000),
+        last_error: s.last_error.unwrap_or_default(),
+    });
+    out
+}
+
+fn peer(node_id: u64, addr: &str, p: PeerProgress, head: u64) -> v1::PeerStatus {
+    let lag_records = head.saturating_sub(p.durable.0);
+    let state = match (p.connected, lag_records > 10_000) {
+        (false, _) => "disconnected",
+        (true, true) => "catching up",
+        (true, false) => "streaming",
+    };
+    v1::PeerStatus {
+        node_id,
+        addr: if p.client_addr.is_empty() { addr.to_owned() } else { p.client_addr },
+        connected: p.connected,
+        durable_lsn: p.durable.0,
+        lag_records,
+        lag_ms: p.lag_ms,
+        state: state.to_owned(),
+    }
+}

@@ -1,0 +1,131 @@
+//! Why an operation failed, in the three classes a caller can act on, with a stable code.
+//!
+//! Owns: the mapping from engine errors to codes. Never: keys or values in a message.
+
+use mainstay_engine::Error;
+
+/// What a caller may conclude.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// Nothing happened; the call may be repeated.
+    NotExecuted,
+    /// It may or may not have happened \[I1\].
+    Indeterminate,
+    /// Repeating the same call cannot succeed.
+    NeverRetry,
+}
+
+impl Class {
+    /// The word on the wire.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Class::NotExecuted => "not_executed",
+            Class::Indeterminate => "indeterminate",
+            Class::NeverRetry => "never_retry",
+        }
+    }
+}
+
+/// Stable codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Code {
+    /// Ask the primary.
+    NotPrimary,
+    /// The node is starting.
+    NotReady,
+    /// Too much work is waiting.
+    Overloaded,
+    /// A condition does not hold.
+    ConditionFailed,
+    /// A limit is exceeded.
+    Limit,
+    /// The outcome is unknown.
+    Indeterminate,
+    /// No room on the disk.
+    DiskFull,
+    /// The store has stopped.
+    Stopped,
+    /// The log no longer reaches back.
+    LogGone,
+    /// Versions that old are gone.
+    HistoryGone,
+    /// The request makes no sense.
+    BadRequest,
+    /// No repository is configured.
+    NoRepository,
+    /// The archive or the backup failed.
+    Archive,
+    /// Damaged data.
+    Corruption,
+    /// The promotion did not come about.
+    NotPromoted,
+}
+
+impl Code {
+    /// The word on the wire.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Code::NotPrimary => "NOT_PRIMARY",
+            Code::NotReady => "NOT_READY",
+            Code::Overloaded => "OVERLOADED",
+            Code::ConditionFailed => "CONDITION_FAILED",
+            Code::Limit => "LIMIT",
+            Code::Indeterminate => "INDETERMINATE",
+            Code::DiskFull => "DISK_FULL",
+            Code::Stopped => "STOPPED",
+            Code::LogGone => "LOG_GONE",
+            Code::HistoryGone => "HISTORY_GONE",
+            Code::BadRequest => "BAD_REQUEST",
+            Code::NoRepository => "NO_REPOSITORY",
+            Code::Archive => "ARCHIVE",
+            Code::Corruption => "CORRUPTION",
+            Code::NotPromoted => "NOT_PROMOTED",
+        }
+    }
+}
+
+/// A failed operation.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// Stable code.
+    pub code: Code,
+    /// What the caller may conclude.
+    pub class: Class,
+    /// What happened and what to do.
+    pub message: String,
+    /// Where the primary answers clients, if known.
+    pub primary: String,
+    /// The epoch in force, if known.
+    pub epoch: u64,
+}
+
+impl Failure {
+    /// A failure without a hint.
+    #[must_use]
+    pub fn new(code: Code, class: Class, message: impl Into<String>) -> Self {
+        Self { code, class, message: message.into(), primary: String::new(), epoch: 0 }
+    }
+
+    pub(super) fn bad(message: impl Into<String>) -> Self {
+        Self::new(Code::BadRequest, Class::NeverRetry, message)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(e: Error) -> Self {
+        let (code, class) = match &e {
+            Error::ConditionFailed(_) => (Code::ConditionFailed, Class::NeverRetry),
+            Error::Limit(_) => (Code::Limit, Class::NeverRetry),
+            Error::Malformed(_) => (Code::BadRequest, Class::NeverRetry),
+            Error::DiskFull { .. } => (Code::DiskFull, Class::NotExecuted),
+            Error::LogGone { .. } => (Code::LogGone, Class::NeverRetry),
+            Error::HistoryGone { .. } => (Code::HistoryGone, Class::NeverRetry),
+            Error::Corruption { .. } => (Code::Corruption, Class::NeverRetry),
+            _ => (Code::Stopped, Class::Indeterminate),
+        };
+        Self::new(code, class, e.to_string())
+    }
+}

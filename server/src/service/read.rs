@@ -1,0 +1,152 @@
+//! Reading: the position a read is served at, and the reads themselves.
+//!
+//! Owns: the read gate. Never: a value above the commit LSN \[I2\].
+
+use mainstay_engine::batch::Keyspace;
+use mainstay_engine::tree::View;
+use mainstay_engine::value::Value;
+use mainstay_engine::{Epoch, Lsn};
+use tokio::sync::mpsc;
+
+use super::{Class, Code, Failure, Service};
+
+/// Where and when to read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReadAt {
+    /// Any node may answer, as of what it has applied.
+    pub stale: bool,
+    /// Read as of this LSN; `None` = newest.
+    pub lsn: Option<Lsn>,
+}
+
+/// A key and its value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The key.
+    pub key: Vec<u8>,
+    /// The value.
+    pub value: Vec<u8>,
+    /// LSN that wrote it.
+    pub version: Lsn,
+    /// Microseconds since the Unix epoch; 0 = never.
+    pub expiry_us: u64,
+}
+
+/// What to scan.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Range {
+    /// First key.
+    pub start: Vec<u8>,
+    /// First key not wanted; empty = the end of the keyspace.
+    pub end: Vec<u8>,
+    /// Most entries; 0 = all.
+    pub limit: u64,
+    /// Descending order.
+    pub reverse: bool,
+    /// Leave the values out.
+    pub keys_only: bool,
+}
+
+/// Bytes of keys and values after which a page is handed on.
+const PAGE_BYTES: usize = 256 << 10;
+
+fn entry(key: Vec<u8>, version: Lsn, envelope: &[u8], keys_only: bool) -> Result<Entry, Failure> {
+    let value = Value::decode(envelope).map_err(|e| Failure::from(mainstay_engine::Error::from(e)))?;
+    let data = if keys_only { Vec::new() } else { value.data.to_vec() };
+    Ok(Entry { key, value: data, version, expiry_us: value.expiry.map_or(0, |e| e.0) })
+}
+
+impl Service {
+    /// A view at the position asked for, and the epoch it was taken in.
+    async fn view(&self, at: ReadAt) -> Result<(View, Epoch), Failure> {
+        let (store, epoch) = if at.stale {
+            (self.store()?, self.driver.role().borrow().epoch)
+        } else {
+            let (store, epoch, start) = self.primary()?;
+            // Nothing is read before the reign's first record is visible: an older commit LSN may
+            // be stale here. What is committed now is what others may have been told.
+            let floor = start.max(store.committed().get());
+            let wait = tokio::time::timeout(self.timeout, store.applied().reached(floor));
+            let reached = tokio::select! {
+                reached = wait => matches!(reached, Ok(Ok(_))),
+                () = self.until_role_ends(epoch) => false,
+            };
+            if !reached {
+                return Err(Failure::new(
+                    Code::NotReady,
+                    Class::NotExecuted,
+                    "the primary cannot confirm its reign yet; see `mainstay status`",
+                ));
+            }
+            (store, epoch)
+        };
+        let view = match at.lsn {
+            Some(lsn) => {
+                if lsn > store.applied().get() {
+                    return Err(Failure::bad(format!("LSN {lsn} is not visible here yet")));
+                }
+                store.view_at(lsn)?
+            }
+            None => store.view(),
+        };
+        Ok((view, epoch))
+    }
+
+    /// Reads keys at one position; absent ones are left out.
+    ///
+    /// # Errors
+    /// See [`Failure`].
+    pub async fn get(&self, keys: &[impl AsRef<[u8]>], at: ReadAt) -> Result<(Vec<Entry>, Lsn, Epoch), Failure> {
+        let (view, epoch) = self.view(at).await?;
+        let mut found = Vec::new();
+        for key in keys {
+            let key = key.as_ref();
+            if let Some(f) = view.get(Keyspace::USER, key)? {
+                found.push(entry(key.to_vec(), f.lsn, &f.envelope, false)?);
+            }
+        }
+        Ok((found, view.lsn(), epoch))
+    }
+
+    /// Scans a range at one position, in pages. The receiver ends after the last page; dropping it
+    /// ends the scan.
+    ///
+    /// # Errors
+    /// See [`Failure`]; later ones come through the receiver.
+    pub async fn scan(
+        &self,
+        range: Range,
+        at: ReadAt,
+    ) -> Result<(mpsc::Receiver<Result<Vec<Entry>, Failure>>, Lsn), Failure> {
+        let (view, _) = self.view(at).await?;
+        let lsn = view.lsn();
+        let (tx, rx) = mpsc::channel(4);
+        tokio::task::spawn_blocking(move || {
+            if let Err(f) = scan_into(&view, &range, &tx) {
+                let _ = tx.blocking_send(Err(f));
+            }
+        });
+        Ok((rx, lsn))
+    }
+}
+
+fn scan_into(view: &View, range: &Range, tx: &mpsc::Sender<Result<Vec<Entry>, Failure>>) -> Result<(), Failure> {
+    let limit = if range.limit == 0 { u64::MAX } else { range.limit };
+    let (mut page, mut bytes, mut count) = (Vec::new(), 0, 0);
+    for found in view.scan(Keyspace::USER, &range.start, &range.end, range.reverse) {
+        let found = found?;
+        bytes += found.key.len() + found.envelope.len() + 32;
+        page.push(entry(found.key, found.lsn, &found.envelope, range.keys_only)?);
+        count += 1;
+        if bytes >= PAGE_BYTES || count >= limit {
+            bytes = 0;
+            if tx.blocking_send(Ok(std::mem::take(&mut page))).is_err() || count >= limit {
+                return Ok(());
+            }
+        }
+    }
+    if !page.is_empty() {
+        let _ = tx.blocking_send(Ok(page));
+    }
+    Ok(())
+}
