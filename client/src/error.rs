@@ -89,22 +89,19 @@ impl Error {
         let class = if writes { ErrorClass::Indeterminate } else { ErrorClass::NotExecuted };
         match last {
             // Every attempt so far was refused before it did anything.
-            Some(e) if e.class == ErrorClass::NotExecuted => Self {
-                message: format!("gave up in time: {}", e.message),
-                ..e.clone()
-            },
+            Some(e) if e.class == ErrorClass::NotExecuted => {
+                Self { message: format!("gave up in time: {}", e.message), ..e.clone() }
+            }
             _ => Self::new(class, "TIMEOUT", "no answer in time"),
         }
     }
 }
 
-/// Whether the call failed before anything was sent.
+/// Whether the call failed before anything was sent: no connection came about.
 fn is_connect_error(status: &Status) -> bool {
     let mut source = std::error::Error::source(status);
     while let Some(e) = source {
-        if let Some(io) = e.downcast_ref::<std::io::Error>()
-            && io.kind() == std::io::ErrorKind::ConnectionRefused
-        {
+        if e.is::<tonic::ConnectError>() {
             return true;
         }
         source = e.source();

@@ -64,8 +64,13 @@ impl Builder {
         let Some(first) = self.endpoints.first() else { return Err(bad("no endpoint given".into())) };
         let route = Route { primary: plain(first), epoch: 0, channels };
         let seeds = self.endpoints.iter().map(|e| plain(e)).collect();
-        let inner =
-            Inner { seeds, timeout: self.timeout, retries: self.retries, route: Mutex::new(route), budget: Budget::new() };
+        let inner = Inner {
+            seeds,
+            timeout: self.timeout,
+            retries: self.retries,
+            route: Mutex::new(route),
+            budget: Budget::new(),
+        };
         Ok(Client { inner: Arc::new(inner) })
     }
 }
@@ -80,7 +85,8 @@ fn channel(endpoint: &str) -> std::result::Result<Channel, String> {
     if !has_port {
         return Err(format!("endpoint {endpoint:?} is no HOST:PORT"));
     }
-    let endpoint = Endpoint::from_shared(format!("http://{addr}")).map_err(|e| format!("endpoint {endpoint:?}: {e}"))?;
+    let endpoint =
+        Endpoint::from_shared(format!("http://{addr}")).map_err(|e| format!("endpoint {endpoint:?}: {e}"))?;
     Ok(endpoint
         .connect_timeout(Duration::from_secs(1))
         .http2_keep_alive_interval(Duration::from_secs(2))
@@ -281,9 +287,13 @@ impl Client {
     where
         F: Future<Output = std::result::Result<T, tonic::Status>>,
     {
+        let end = Instant::now() + self.inner.timeout;
         let mut last = Error::timeout(false, None);
-        for endpoint in &self.inner.seeds {
-            match self.at(endpoint, false, self.inner.timeout, &call).await {
+        for (i, endpoint) in self.inner.seeds.iter().enumerate() {
+            // One deadline for all: a node that is silent leaves the others their share.
+            let left = end.saturating_duration_since(Instant::now());
+            let share = u32::try_from(self.inner.seeds.len() - i).map_or(left, |n| left / n);
+            match self.at(endpoint, false, share, &call).await {
                 Ok(done) => return Ok(done),
                 Err(e) if e.class() == ErrorClass::NotExecuted => last = e,
                 Err(e) => return Err(e),
