@@ -130,7 +130,7 @@ pub(super) async fn run(global: &Global, args: ImportArgs) -> anyhow::Result<Exi
         Some(Trouble::Input(stopped)) => {
             let imported = tally.records;
             anyhow::bail!(
-                "line {}: {}; the {imported} records of the batches before it were imported, nothing of its own batch",
+                "line {}: {} (the {imported} records of the batches before it were imported, nothing of its own batch)",
                 stopped.line,
                 stopped.what
             )
