@@ -57,7 +57,7 @@ async fn each_mode_acknowledges_when_its_rule_is_met_and_not_before() {
                 // [I1]: waiting in vain is indeterminate, never "failed"; and [I2]: not visible.
                 assert_eq!(put.unwrap_err().class(), ErrorClass::Indeterminate, "{mode} without node {down}");
                 let seen = hasty.get(b"k").await.unwrap().unwrap();
-                assert_ne!(seen.value.as_ref(), format!("without {down}").as_bytes(), "{mode}");
+                assert_ne!(seen.value, format!("without {down}").as_bytes(), "{mode}");
                 break;
             }
         }
@@ -201,7 +201,7 @@ async fn a_paused_primary_is_deposed_and_acknowledges_nothing_afterwards() {
         |s| s.as_ref().is_ok_and(|s| s.role == "replica" && s.epoch == promoted.epoch),
     )
     .await;
-    assert_eq!(new.get(b"k").await.unwrap().unwrap().value.as_ref(), b"new reign");
+    assert_eq!(new.get(b"k").await.unwrap().unwrap().value, b"new reign");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,8 +4,9 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+
+use tokio::sync::Semaphore;
 
 use mainstay_client::{Client, ErrorClass};
 use mainstay_engine::rng::{Rng, SeededRng};
@@ -25,7 +26,7 @@ struct Known {
 
 type Ledger = Arc<Mutex<BTreeMap<String, Known>>>;
 
-async fn load(client: Client, writer: u64, round: u64, ledger: Ledger, acks: Arc<AtomicU64>, seed: u64) {
+async fn load(client: Client, writer: u64, round: u64, ledger: Ledger, acks: Arc<Semaphore>, seed: u64) {
     let rng = SeededRng::new(seed ^ (writer << 32) ^ round);
     for n in 0.. {
         // Each writer has keys of its own, so the order of its writes is the order of their effect.
@@ -41,7 +42,7 @@ async fn load(client: Client, writer: u64, round: u64, ledger: Ledger, acks: Arc
         match done {
             Ok(()) => {
                 *known = Known { acked: value, maybe: Vec::new() };
-                acks.fetch_add(1, Ordering::Relaxed);
+                acks.add_permits(1);
             }
             Err(e) if e.class() == ErrorClass::NotExecuted => {
                 known.maybe.pop();
@@ -63,14 +64,14 @@ async fn fifty_kills_lose_nothing_and_bring_nothing_back() {
     let mut node = Node::new(&scratch, 1, &["--config", config.to_str().unwrap()]);
     let ledger = Ledger::default();
     let rng = SeededRng::new(seed);
-    let mut total = 0;
+    let mut total = 0u64;
     for round in 0..KILLS {
         node.start();
         let endpoints = [node.client.clone()];
         let client =
             Client::builder().endpoints(&endpoints).timeout(std::time::Duration::from_secs(5)).connect().unwrap();
         check(&client, &ledger, seed, round).await;
-        let acks = Arc::new(AtomicU64::new(0));
+        let acks = Arc::new(Semaphore::new(0));
         let writers: Vec<_> = (0..WRITERS)
             .map(|w| {
                 let client = Client::builder().endpoints(&endpoints).no_retries().connect().unwrap();
@@ -78,14 +79,13 @@ async fn fifty_kills_lose_nothing_and_bring_nothing_back() {
             })
             .collect();
         let enough = 20 + rng.below(400);
-        while acks.load(Ordering::Relaxed) < enough {
-            tokio::task::yield_now().await;
-        }
+        // Every acknowledgement adds a permit: the kill comes at a random number of them.
+        acks.acquire_many(u32::try_from(enough).unwrap()).await.unwrap().forget();
         node.kill();
         for w in writers {
             w.await.unwrap();
         }
-        total += acks.load(Ordering::Relaxed);
+        total += enough + acks.available_permits() as u64;
     }
     node.start();
     let client = Client::connect(&[node.client.clone()]).unwrap();

@@ -21,8 +21,8 @@ use mainstay_replication::driver::{Driver, Ended, RoleName, Settings};
 use mainstay_replication::rule::{NodeId, Rule};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
 
 use crate::config::Config;
 use crate::doors::MESSAGE_BYTES_MAX;
@@ -270,7 +270,6 @@ impl Doors<'_> {
 
 fn base() -> Server {
     Server::builder()
-        .tcp_nodelay(true)
         .http2_keepalive_interval(Some(Duration::from_secs(2)))
         .http2_keepalive_timeout(Some(Duration::from_secs(4)))
         .initial_stream_window_size(4 << 20)
@@ -293,8 +292,10 @@ async fn serve(
         let _ = end.wait_for(|e| *e).await;
         tokio::time::sleep(Duration::from_secs(2)).await;
     };
+    // Without it every small answer waits for the peer's delayed acknowledgement.
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     tokio::select! {
-        served = router.serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown) => {
+        served = router.serve_with_incoming_shutdown(incoming, shutdown) => {
             if let Err(e) = served {
                 tracing::error!(error = %e, what, "stopped listening");
             }

@@ -2,7 +2,7 @@
 //!
 //! Owns: processes and ports of a test. Never: knowledge of a node's inside.
 
-#![allow(dead_code, reason = "each test binary uses its own part")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 #![allow(clippy::disallowed_methods, reason = "an outside observer, not the simulated core")]
 
 use std::collections::BTreeMap;
