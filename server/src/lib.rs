@@ -7,6 +7,7 @@ pub mod cli;
 pub mod codes;
 pub mod config;
 pub mod doors;
+pub mod drill;
 pub mod node;
 pub mod peers;
 pub mod service;

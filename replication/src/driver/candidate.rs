@@ -120,6 +120,10 @@ impl Driver {
             }
         }
         let start = store.append_epoch_start(epoch)?.lsn;
+        for node in self.others() {
+            // Whoever is not there yet will ask for what it lacks.
+            let _ = self.claim(store, node, store.log().oldest());
+        }
         self.step(Event::EpochStarted { start })?;
         // The durable watermark may stand there already; the core has to hear it once.
         self.step(Event::Durable(store.durable().get()))?;

@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use mainstay_engine::log::Slot;
 use mainstay_engine::store::{Identity, Store};
 use mainstay_engine::{ClusterId, Env, Epoch, Lsn, Options, Position, Result, TimelineId};
 use tokio::sync::watch;
@@ -137,6 +138,8 @@ pub struct Driver {
     role: watch::Sender<RoleView>,
     peers: Mutex<BTreeMap<NodeId, PeerProgress>>,
     promoting: tokio::sync::Mutex<()>,
+    /// What each replica still needs of the log, connected or not, up to the retained bytes.
+    slots: Mutex<BTreeMap<NodeId, Arc<Slot>>>,
 }
 
 impl Driver {
@@ -160,6 +163,7 @@ impl Driver {
             role: watch::Sender::new(RoleView::default()),
             peers: Mutex::default(),
             promoting: tokio::sync::Mutex::new(()),
+            slots: Mutex::default(),
             settings,
         };
         driver.publish_role();

@@ -59,7 +59,7 @@ impl Driver {
                 Ok((epoch, store, welcome, from)) => {
                     let go_on = matches!(welcome.next, Next::Stream(_));
                     if tx.send(FromPrimary::Welcome(welcome)).await.is_ok() && go_on {
-                        let slot = store.log().slot(&format!("replica-{node}"), from);
+                        let slot = this.claim(&store, node, from);
                         this.stream(&store, epoch, node, from, slot, acks, &tx).await;
                     }
                 }
@@ -122,6 +122,18 @@ impl Driver {
         Ok((epoch, store, Welcome { epoch, cluster: own.cluster, timeline: own.timeline, client_addr, next }, from))
     }
 
+    /// The replica's claim on the log, which outlives its stream: one that is away for a while finds
+    /// its records when it comes back, up to the retained bytes.
+    pub(super) fn claim(&self, store: &Store, node: NodeId, from: Lsn) -> Arc<Slot> {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = || Arc::new(store.log().slot(&format!("replica-{node}"), from));
+        let slot = slots.entry(node).or_insert_with(fresh);
+        if slot.is_lost() {
+            *slot = fresh();
+        }
+        Arc::clone(slot)
+    }
+
     fn note_peer(&self, node: NodeId, change: impl FnOnce(&mut PeerProgress)) {
         change(self.peers.lock().unwrap_or_else(PoisonError::into_inner).entry(node).or_default());
     }
@@ -133,7 +145,7 @@ impl Driver {
         epoch: Epoch,
         node: NodeId,
         from: Lsn,
-        slot: Slot,
+        slot: Arc<Slot>,
         acks: mpsc::Receiver<Ack>,
         tx: &mpsc::Sender<FromPrimary>,
     ) {
@@ -151,7 +163,7 @@ impl Driver {
         let _ = self.step(Event::Disconnected { node });
     }
 
-    async fn take_acks(&self, node: NodeId, epoch: Epoch, mut acks: mpsc::Receiver<Ack>, slot: Slot) {
+    async fn take_acks(&self, node: NodeId, epoch: Epoch, mut acks: mpsc::Receiver<Ack>, slot: Arc<Slot>) {
         while let Some(ack) = acks.recv().await {
             // An acknowledgement under another epoch is dropped by the core [I5].
             if self.step(Event::Ack { node, epoch: ack.epoch, durable: ack.durable }).is_err() {

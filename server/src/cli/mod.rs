@@ -12,7 +12,7 @@ mod export;
 mod failure;
 mod get;
 mod import;
-mod output;
+pub(crate) mod output;
 mod progress;
 mod put;
 mod restore;
@@ -95,6 +95,9 @@ pub enum Command {
     Backup(backup::BackupCommand),
     /// Build a data directory from a repository
     Restore(restore::RestoreArgs),
+    /// Hurt a scratch cluster and measure RPO and RTO.
+    #[command(subcommand)]
+    Drill(crate::drill::DrillCommand),
     /// Change who is primary
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
@@ -154,6 +157,7 @@ async fn other(global: &Global, command: Command) -> anyhow::Result<Exit> {
         Command::Restore(args) => restore::run(global, args).await,
         Command::Cluster(command) => cluster::run(global, command).await,
         Command::Config(command) => config::run(global, command),
+        Command::Drill(command) => crate::drill::run(global.output, command).await,
     }
 }
 

@@ -29,24 +29,24 @@ struct Versioned<'a, T> {
 }
 
 /// Buffered stdout. Flush it: errors at drop are lost.
-pub(super) fn stdout() -> BufWriter<StdoutLock<'static>> {
+pub(crate) fn stdout() -> BufWriter<StdoutLock<'static>> {
     BufWriter::with_capacity(64 << 10, std::io::stdout().lock())
 }
 
 /// True when stdout is a terminal.
-pub(super) fn stdout_is_terminal() -> bool {
+pub(crate) fn stdout_is_terminal() -> bool {
     std::io::stdout().is_terminal()
 }
 
 /// Writes one versioned JSON object and a line end; `body` must serialise as an object.
-pub(super) fn json_line(out: &mut impl Write, body: &impl Serialize) -> anyhow::Result<()> {
+pub(crate) fn json_line(out: &mut impl Write, body: &impl Serialize) -> anyhow::Result<()> {
     serde_json::to_writer(&mut *out, &Versioned { schema: SCHEMA, body }).map_err(std::io::Error::from)?;
     out.write_all(b"\n")?;
     Ok(())
 }
 
 /// Prints a result as one JSON document, or as the text that `table` makes.
-pub(super) fn print(format: Format, body: &impl Serialize, table: impl FnOnce() -> String) -> anyhow::Result<()> {
+pub(crate) fn print(format: Format, body: &impl Serialize, table: impl FnOnce() -> String) -> anyhow::Result<()> {
     let mut out = stdout();
     match format {
         Format::Json => json_line(&mut out, body)?,
@@ -57,7 +57,7 @@ pub(super) fn print(format: Format, body: &impl Serialize, table: impl FnOnce() 
 }
 
 /// A table without borders.
-pub(super) fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+pub(crate) fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_header(head.iter().map(|h| h.to_uppercase()));
@@ -67,7 +67,7 @@ pub(super) fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) 
 }
 
 /// Says something on stderr; a closed stderr is ignored.
-pub(super) fn say(text: impl AsRef<str>) {
+pub(crate) fn say(text: impl AsRef<str>) {
     let _ = writeln!(std::io::stderr(), "{}", text.as_ref());
 }
 
@@ -75,7 +75,7 @@ pub(super) fn say(text: impl AsRef<str>) {
 ///
 /// # Errors
 /// Usage when there is no terminal to ask: then `--yes` must be given.
-pub(super) fn confirm(question: &str, yes: bool) -> anyhow::Result<bool> {
+pub(crate) fn confirm(question: &str, yes: bool) -> anyhow::Result<bool> {
     if yes {
         return Ok(true);
     }
@@ -91,12 +91,12 @@ pub(super) fn confirm(question: &str, yes: bool) -> anyhow::Result<bool> {
 }
 
 /// 1234567 as `1.2 MiB`.
-pub(super) fn bytes(n: u64) -> String {
+pub(crate) fn bytes(n: u64) -> String {
     indicatif::BinaryBytes(n).to_string()
 }
 
 /// Milliseconds as people read them: `850 ms`, `12.5 s`, `3 min`.
-pub(super) fn millis(ms: u64) -> String {
+pub(crate) fn millis(ms: u64) -> String {
     match ms {
         0..1_000 => format!("{ms} ms"),
         1_000..120_000 => format!("{}.{} s", ms / 1000, ms % 1000 / 100),

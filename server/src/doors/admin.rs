@@ -40,6 +40,10 @@ impl Admin for AdminDoor {
         let accept_loss = request.into_inner().accept_loss;
         let driver = self.service.driver();
         let refused = |class, text| status(Failure::new(Code::NotPromoted, class, text));
+        if driver.store().is_none() {
+            let text = "this node is still opening its data, or has none; ask again shortly";
+            return Err(status(Failure::new(Code::NotReady, Class::NotExecuted, text)));
+        }
         let promoted = driver
             .promote(accept_loss)
             .await
@@ -61,9 +65,12 @@ impl Admin for AdminDoor {
         &self,
         _: Request<v1::CreateBackupRequest>,
     ) -> Result<Response<Self::CreateBackupStream>, Status> {
-        let store = self.service.driver().store().cloned().ok_or_else(|| {
-            status(Failure::new(Code::NotReady, Class::NotExecuted, "this node has no data yet"))
-        })?;
+        let store = self
+            .service
+            .driver()
+            .store()
+            .cloned()
+            .ok_or_else(|| status(Failure::new(Code::NotReady, Class::NotExecuted, "this node has no data yet")))?;
         let driver = self.service.driver();
         let progress = self.archive.create_base(driver, store).await.map_err(status)?;
         let stream = ReceiverStream::new(progress).map(|p| p.map_err(status));

@@ -127,7 +127,14 @@ impl Archive {
         }
     }
 
-    fn archiver(&self, repository: &Repository, driver: &Driver, store: &Arc<Store>, epoch: u64, start: Lsn) -> Archiver {
+    fn archiver(
+        &self,
+        repository: &Repository,
+        driver: &Driver,
+        store: &Arc<Store>,
+        epoch: u64,
+        start: Lsn,
+    ) -> Archiver {
         let options = ArchiverOptions {
             origin: origin(store),
             epoch_start: store.log().position_at(start.prev()).ok().flatten(),

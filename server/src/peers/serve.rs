@@ -78,8 +78,8 @@ impl Peer for PeerDoor {
             .serve_checkpoint(cluster)
             .await
             .map_err(|refusal| Status::failed_precondition(refusal.to_string()))?;
-        let stream = ReceiverStream::new(parts)
-            .map(|p| p.map(wire::from_part).map_err(|e| Status::internal(e.to_string())));
+        let stream =
+            ReceiverStream::new(parts).map(|p| p.map(wire::from_part).map_err(|e| Status::internal(e.to_string())));
         Ok(Response::new(Box::pin(stream)))
     }
 }

@@ -126,12 +126,9 @@ pub(super) fn from_primary(m: FromPrimary) -> v1::PrimaryMessage {
                 Next::Checkpoint => WireNext::NeedCheckpoint(true),
             }),
         }),
-        FromPrimary::Append { epoch, records, commit, sent_at_us } => Message::Append(v1::Append {
-            epoch: epoch.0,
-            records: records.into(),
-            commit_lsn: commit.0,
-            sent_at_us,
-        }),
+        FromPrimary::Append { epoch, records, commit, sent_at_us } => {
+            Message::Append(v1::Append { epoch: epoch.0, records: records.into(), commit_lsn: commit.0, sent_at_us })
+        }
         FromPrimary::Refusal(r) => Message::Refusal(from_refusal(&r)),
     };
     v1::PrimaryMessage { message: Some(message) }

@@ -97,9 +97,7 @@ impl Service {
     /// The earliest commit timestamp that a write arriving now can get.
     #[must_use]
     pub fn now(&self) -> CommitTs {
-        self.driver.store().map_or(CommitTs(0), |s| {
-            CommitTs(s.env().clock.wall().0.max(s.log().last().ts.0 + 1))
-        })
+        self.driver.store().map_or(CommitTs(0), |s| CommitTs(s.env().clock.wall().0.max(s.log().last().ts.0 + 1)))
     }
 
     /// Writes a batch and waits for the acknowledgement asked for.
@@ -129,9 +127,8 @@ impl Service {
     }
 
     fn admit(&self, write: &Write) -> Result<(OwnedSemaphorePermit, OwnedSemaphorePermit), Failure> {
-        let full = |_| {
-            Failure::new(Code::Overloaded, Class::NotExecuted, "too many writes are waiting; try again shortly")
-        };
+        let full =
+            |_| Failure::new(Code::Overloaded, Class::NotExecuted, "too many writes are waiting; try again shortly");
         let kib = u32::try_from(write.batch.encoded_len() / 1024 + 1).unwrap_or(u32::MAX);
         let one = self.writes.clone().try_acquire_owned().map_err(full)?;
         let bytes = self.write_kib.clone().try_acquire_many_owned(kib).map_err(full)?;

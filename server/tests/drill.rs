@@ -1,0 +1,66 @@
+//! The drill on real processes: it passes when nothing is broken, and fails when something is.
+
+mod support;
+
+use support::{Scratch, mainstay};
+
+fn drill(args: &[&str]) -> (i32, serde_json::Value) {
+    let scratch = Scratch::new();
+    let dir = scratch.join("report");
+    let mut all = vec!["drill", "run"];
+    all.extend(args);
+    all.extend(["--preload", "500", "--report", dir.to_str().unwrap()]);
+    if !args.contains(&"--seconds") {
+        all.extend(["--seconds", "1"]);
+    }
+    let out = mainstay(&all);
+    let text = std::fs::read_to_string(dir.join("report.json"))
+        .unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&out.stderr)));
+    (out.status.code().unwrap(), serde_json::from_str(&text).unwrap())
+}
+
+fn passes(args: &[&str]) {
+    let (code, report) = drill(args);
+    let run = &report["runs"][0];
+    assert_eq!((code, run["verdict"].as_str()), (0, Some("pass")), "{run:#}");
+    assert!(run["acked"].as_u64().unwrap() > 50 && run["rto"]["sustained_s"].as_f64().unwrap() > 0.0, "{run:#}");
+    assert_eq!(report["schema"], 1);
+}
+
+fn fails(args: &[&str], why: &str) {
+    let (code, report) = drill(args);
+    let run = &report["runs"][0];
+    assert_eq!((code, run["verdict"].as_str()), (4, Some("fail")), "{run:#}");
+    assert!(run["reasons"].to_string().contains(why), "{run:#}");
+}
+
+#[test]
+fn a_primary_crash_loses_nothing_in_quorum_and_sync() {
+    passes(&["primary-crash"]);
+    passes(&["primary-crash", "--mode", "sync"]);
+}
+
+#[test]
+fn a_fat_finger_is_undone_exactly() {
+    passes(&["fat-finger"]);
+}
+
+#[test]
+fn a_lost_region_comes_back_from_the_bucket() {
+    passes(&["region-loss"]);
+}
+
+#[test]
+fn a_lost_acknowledged_write_fails_the_drill() {
+    fails(&["primary-crash", "--sabotage", "lose-acked"], "gone or changed");
+}
+
+#[test]
+fn a_key_that_nobody_wrote_fails_the_drill() {
+    fails(&["fat-finger", "--sabotage", "add-phantom"], "nobody wrote");
+}
+
+#[test]
+fn a_hole_in_the_archive_fails_the_drill() {
+    fails(&["fat-finger", "--seconds", "3", "--sabotage", "drop-archive-object"], "did not come to its end");
+}
