@@ -77,10 +77,14 @@ impl Builder {
     ///
     /// # Errors
     /// The operating system's.
-    pub fn finish(mut self, identity: Identity, parent: crate::TimelineId, epoch: Epoch) -> Result<(Position, Position)> {
+    pub fn finish(
+        mut self,
+        identity: Identity,
+        parent: crate::TimelineId,
+        epoch: Epoch,
+    ) -> Result<(Position, Position)> {
         let landed = self.log.last();
-        let start =
-            TimelineStart { cluster: identity.cluster, timeline: identity.timeline, parent, fork: landed.lsn };
+        let start = TimelineStart { cluster: identity.cluster, timeline: identity.timeline, parent, fork: landed.lsn };
         let first = Lsn(landed.lsn.0.saturating_add(TIMELINE_LSN_JUMP));
         let first = self.log.append_timeline(epoch, self.env.clock.wall(), start, first)?;
         self.settle()?;

@@ -76,7 +76,8 @@ async fn a_replica_that_was_away_catches_up_from_the_log_and_serves_stale_reads(
     cluster.node(3).start();
     let last = all.put(b"last", b"one").await.unwrap();
     let third = cluster.node(3).client.clone();
-    let _ = until("node 3 to catch up", || all.status(&third), |s| s.as_ref().is_ok_and(|s| s.applied_lsn >= last.lsn)).await;
+    let _ = until("node 3 to catch up", || all.status(&third), |s| s.as_ref().is_ok_and(|s| s.applied_lsn >= last.lsn))
+        .await;
     let direct = client_of(cluster.node(3));
     let stale = direct.get_stale(b"k001999").await.unwrap().unwrap();
     assert!(stale.value.starts_with(b"value 1999"));
@@ -113,7 +114,8 @@ async fn a_node_whose_log_is_gone_is_seeded_from_a_checkpoint() {
     let last = all.put(b"last", b"one").await.unwrap();
     let third = cluster.node(3).client.clone();
     let _ = until("node 3 to be seeded", || durable(&all, &third), |d| *d >= last.lsn).await;
-    let _ = until("node 3 to apply", || all.status(&third), |s| s.as_ref().is_ok_and(|s| s.applied_lsn >= last.lsn)).await;
+    let _ =
+        until("node 3 to apply", || all.status(&third), |s| s.as_ref().is_ok_and(|s| s.applied_lsn >= last.lsn)).await;
     let found = client_of(cluster.node(3)).get_stale(b"k000007").await.unwrap().unwrap();
     assert!(found.value.starts_with(b"value 7 "));
     // The old data was kept aside, not deleted.

@@ -78,17 +78,18 @@ impl Core {
     }
 
     pub(super) fn on_refused(&mut self, epoch: Epoch, primary: Option<NodeId>) -> Vec<Effect> {
-        if epoch < self.promise.sealed || (epoch == self.promise.sealed && primary == Some(self.me)) {
+        let rival = primary.filter(|p| *p != self.me);
+        if epoch < self.promise.sealed || (epoch == self.promise.sealed && rival.is_none()) {
             return Vec::new();
         }
-        // An equal epoch with another candidate is a draw: this one gives way.
+        // An equal epoch sealed for another candidate is a draw, which this node gives way in: it
+        // will not ask for the same epoch again, and only a node that won it will ever send in it.
         let mut effects = vec![Effect::PromotionFailed(NotPromoted::NewerEpoch { epoch, primary })];
-        if epoch > self.promise.sealed {
-            effects.extend(self.adopt(epoch, primary.filter(|p| *p != self.me)));
-        } else if matches!(self.role, Role::Candidate(_)) {
-            self.role = Role::Replica;
-            effects.push(Effect::RoleChanged);
+        if self.leads() == Some(epoch) {
+            // This reign was sealed by a majority; a voter outside it cannot depose it.
+            return Vec::new();
         }
+        effects.extend(self.adopt(epoch, rival));
         effects
     }
 

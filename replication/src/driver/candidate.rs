@@ -132,6 +132,10 @@ impl Driver {
 
     /// The configured primary's attempt at start, and a promoted one's after a restart.
     pub(super) async fn try_to_lead(self: &Arc<Self>) -> Result<()> {
+        // Whoever was promoted while this node was away leads: coming back is no reason to depose it.
+        if self.yield_to_newer().await? {
+            return Ok(());
+        }
         match self.promote(false).await? {
             Ok(done) => {
                 self.set_trouble(Some(RoleName::Primary), None);
@@ -146,6 +150,21 @@ impl Driver {
         }
         tokio::time::sleep(RETRY).await;
         Ok(())
+    }
+
+    /// Adopts the newest epoch that a peer knows to be led by another node.
+    async fn yield_to_newer(self: &Arc<Self>) -> Result<bool> {
+        let (sealed, cluster) = (self.promise().sealed, self.identity().cluster);
+        let newest =
+            self.ask_all().await.into_iter().map(|(_, r)| r).filter(|r| r.cluster == cluster).max_by_key(|r| r.epoch);
+        let Some(reply) = newest.filter(|r| r.epoch >= sealed && r.primary.is_some_and(|p| p != self.settings.me))
+        else {
+            return Ok(false);
+        };
+        let this = Arc::clone(self);
+        let event = Event::SealRefused { epoch: reply.epoch, primary: reply.primary };
+        blocking(move || this.step(event)).await?;
+        Ok(self.promise().primary != Some(self.settings.me))
     }
 
     async fn hand_over(&self, node: NodeId) {

@@ -303,7 +303,7 @@ async fn fat_finger(course: &mut Course, args: &RunArgs, scratch: &Scratch) -> a
         client.put(format!("u/after/{i}"), "x:").await?;
     }
     client.wait_archived().await.context("archiving")?;
-    drop_archive_object(course, args, scratch)?;
+    drop_archive_object(course, args, scratch, Some(good))?;
     let begun = Instant::now();
     let restored = scratch.path.join("restored");
     let landed = restore(course, &bucket, &restored, &["--to-lsn", &good.to_string()]).await?;
@@ -325,7 +325,12 @@ async fn fat_finger(course: &mut Course, args: &RunArgs, scratch: &Scratch) -> a
     Ok(())
 }
 
-fn drop_archive_object(course: &mut Course, args: &RunArgs, scratch: &Scratch) -> anyhow::Result<()> {
+fn drop_archive_object(
+    course: &mut Course,
+    args: &RunArgs,
+    scratch: &Scratch,
+    holds: Option<u64>,
+) -> anyhow::Result<()> {
     if args.sabotage != Some(Sabotage::DropArchiveObject) {
         return Ok(());
     }
@@ -338,7 +343,14 @@ fn drop_archive_object(course: &mut Course, args: &RunArgs, scratch: &Scratch) -
         }
     }
     objects.sort_unstable();
-    let victim = objects.iter().rev().nth(1).or_else(|| objects.last()).context("no log objects")?;
+    let covers = |path: &&std::path::PathBuf| {
+        let name = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+        let range = name
+            .split_once('-')
+            .and_then(|(a, b)| Some((u64::from_str_radix(a, 16).ok()?, u64::from_str_radix(b, 16).ok()?)));
+        range.zip(holds).is_some_and(|((a, b), lsn)| (a..=b).contains(&lsn))
+    };
+    let victim = objects.iter().find(covers).or_else(|| objects.iter().rev().nth(1)).context("too few log objects")?;
     std::fs::remove_file(victim)?;
     course.note("sabotage: removed a log object from the bucket");
     Ok(())
@@ -376,7 +388,7 @@ async fn region_loss(course: &mut Course, args: &RunArgs, scratch: &Scratch) -> 
     course.note("SIGKILL of all nodes, all data directories removed");
     // The clients notice in their own time; the restore does not wait for them.
     let ending = tokio::spawn(load.stop());
-    drop_archive_object(course, args, scratch)?;
+    drop_archive_object(course, args, scratch, None)?;
     let data = cluster.nodes.first().context("no nodes")?.data.clone();
     restore(course, &bucket, &data, &["--to-latest"]).await?;
     ending.await??;
