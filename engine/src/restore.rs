@@ -39,7 +39,7 @@ impl Builder {
         }
         let tree = Tree::open(env.clone(), dir, options)?;
         let base = tree.flushed();
-        let (log, _) = Log::open(env.clone(), dir, options, base.lsn, base)?;
+        let (log, _) = Log::open(&env, dir, options, base.lsn, base)?;
         Ok(Self { env, dir: dir.to_owned(), log: Arc::new(log), tree, pending_bytes: 0 })
     }
 
@@ -68,7 +68,7 @@ impl Builder {
         self.pending_bytes = 0;
         self.log.sync_to(self.log.last().lsn)?;
         while self.tree.flush_step()? == crate::exec::Progress::Worked {}
-        self.log.release(self.tree.flushed().lsn)
+        self.log.release(self.tree.flushed().lsn).map(drop)
     }
 
     /// Ends the restore: starts the new timeline with its LSN jump, flushes, syncs, and writes the
@@ -86,7 +86,7 @@ impl Builder {
         let landed = self.log.last();
         let start = TimelineStart { cluster: identity.cluster, timeline: identity.timeline, parent, fork: landed.lsn };
         let first = Lsn(landed.lsn.0.saturating_add(TIMELINE_LSN_JUMP));
-        let first = self.log.append_timeline(epoch, self.env.clock.wall(), start, first)?;
+        let first = self.log.append_timeline(epoch, self.env.clock.wall(), &start, first)?;
         self.settle()?;
         let mut reader = self.log.reader(first.lsn)?;
         let chunk = reader.next(first.lsn, usize::MAX)?;

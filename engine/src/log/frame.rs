@@ -1,106 +1,142 @@
-//! The frame around a record in a log file: what only this node knows of it.
+//! The frame: a record's local envelope, with the facts that are this node's own \[I4\].
+//!
+//! Owns: the frame's bytes and their check. Never: what a record means, where frames are kept.
 //!
 //! ```text
-//! 0  record_len  u32   0 = a mark: evidence without a record
-//! 4  salt        u32   the segment's; a stale frame of a reused block has another
-//! 8  durable     u64   LSN this node knew to be durable when it wrote the frame
-//! 16 checksum    u64   xxh3-64 over the 16 bytes above and the record's own checksum
-//! 24 record, padded with zeros to 8
+//!  0  record_len  u32   bytes of the record; 0 = a mark, which carries evidence only
+//!  4  salt        u32   that of the segment, so that bytes of an older use of the file do not count
+//!  8  durable     u64   highest LSN that this node knew to be durable here when it wrote the frame
+//! 16  checksum    u64   xxh3-64 over bytes 0..16 and the record's own checksum (0 for a mark)
+//! 24  record, then zeros to a multiple of 8
 //! ```
-//!
-//! Records are the same bytes on every node; durability is a fact about one disk, so it stands
-//! outside of them \[I4\]. Owns: encode and decode of frames. Never: files.
 
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::codec::Cursor;
 use crate::lsn::Lsn;
-use crate::record::{HEADER_BYTES, RECORD_BYTES_MAX, Record, RecordError};
+use crate::record::RECORD_BYTES_MAX;
 
-/// Bytes in front of a record.
-pub(super) const FRAME_BYTES: usize = 24;
+/// Bytes in front of the record, and the whole of a mark.
+pub(super) const HEADER_BYTES: usize = 24;
 
-/// Bytes a record of this length takes in a file.
-pub(super) const fn frame_len(record_len: usize) -> usize {
-    FRAME_BYTES + record_len.next_multiple_of(8)
-}
-
-fn checksum(head: &[u8], record: &[u8]) -> u64 {
-    let mut input = [0u8; 24];
-    let (a, b) = input.split_at_mut(16);
-    a.copy_from_slice(head);
-    if let Some(sum) = record.first_chunk::<8>() {
-        b.copy_from_slice(sum);
-    }
-    xxh3_64(&input)
-}
-
-/// Closes a frame whose record was appended to `out` behind 24 reserved bytes at `start`.
-pub(super) fn seal(out: &mut Vec<u8>, start: usize, salt: u32, durable: Lsn) {
-    let len = out.len() - start - FRAME_BYTES;
-    let mut head = [0u8; 16];
-    head[..4].copy_from_slice(&(len as u32).to_le_bytes());
-    head[4..8].copy_from_slice(&salt.to_le_bytes());
-    head[8..].copy_from_slice(&durable.0.to_le_bytes());
-    let sum = checksum(&head, &out[start + FRAME_BYTES..]);
-    out[start..start + 16].copy_from_slice(&head);
-    out[start + 16..start + FRAME_BYTES].copy_from_slice(&sum.to_le_bytes());
-    out.resize(start + frame_len(len), 0);
-}
-
-/// A frame read back.
-#[derive(Debug)]
+/// A frame whose own checksum fits. Its record is not checked yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Frame<'a> {
-    /// What the node knew to be durable.
     pub(super) durable: Lsn,
-    /// The record; none in a mark.
-    pub(super) record: Option<Record<'a>>,
-    /// Bytes taken in the file.
+    /// Empty for a mark.
+    pub(super) record: &'a [u8],
+    /// Bytes to the next frame.
     pub(super) len: usize,
 }
 
-/// What stands where a frame was expected.
-#[derive(Debug)]
-pub(super) enum Found<'a> {
-    /// A whole frame.
-    Frame(Frame<'a>),
-    /// Zeros where the header would be.
-    Nothing,
-    /// Something else; why it is no frame.
-    Bad(&'static str),
+/// Why there is no frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NoFrame {
+    /// The bytes end before the frame does; this many are needed.
+    Short(usize),
+    /// These bytes are no frame of this segment.
+    Bad,
 }
 
-/// Reads what stands at the front of `bytes`.
-pub(super) fn decode(bytes: &[u8], salt: u32) -> Found<'_> {
-    let Some((head, rest)) = bytes.split_at_checked(FRAME_BYTES) else { return Found::Nothing };
-    if head.iter().all(|b| *b == 0) {
-        return Found::Nothing;
+/// Bytes that a frame for a record of `record_len` bytes takes.
+pub(super) const fn frame_len(record_len: usize) -> usize {
+    HEADER_BYTES + record_len.next_multiple_of(8)
+}
+
+fn checksum(record_len: u32, salt: u32, durable: Lsn, record_checksum: [u8; 8]) -> u64 {
+    let mut input = [0; 24];
+    input[..4].copy_from_slice(&record_len.to_le_bytes());
+    input[4..8].copy_from_slice(&salt.to_le_bytes());
+    input[8..16].copy_from_slice(&durable.0.to_le_bytes());
+    input[16..].copy_from_slice(&record_checksum);
+    xxh3_64(&input)
+}
+
+/// Fills in the header in front of the record that starts at `start + HEADER_BYTES` of `out` and
+/// ends with it, and pads. With nothing behind the header it becomes a mark.
+pub(super) fn seal(out: &mut Vec<u8>, start: usize, salt: u32, durable: Lsn) {
+    let record_len = out.len() - start - HEADER_BYTES;
+    out.resize(start + frame_len(record_len), 0);
+    // The callers bound records to `RECORD_BYTES_MAX`, which fits.
+    let len = record_len as u32;
+    let mut own = [0; 8];
+    if record_len >= 8 {
+        own.copy_from_slice(&out[start + HEADER_BYTES..start + HEADER_BYTES + 8]);
     }
-    let mut c = Cursor::new(head);
-    let (Ok(len), Ok(found_salt), Ok(durable), Ok(sum)) = (c.u32(), c.u32(), c.u64(), c.u64()) else {
-        return Found::Bad("the frame ends early");
-    };
-    let len = len as usize;
-    if found_salt != salt {
-        return Found::Bad("the frame belongs to another segment");
+    let sum = checksum(len, salt, durable, own);
+    let header = &mut out[start..start + HEADER_BYTES];
+    header[..4].copy_from_slice(&len.to_le_bytes());
+    header[4..8].copy_from_slice(&salt.to_le_bytes());
+    header[8..16].copy_from_slice(&durable.0.to_le_bytes());
+    header[16..].copy_from_slice(&sum.to_le_bytes());
+}
+
+/// Reads the frame at the front of `bytes`. With `salt` none, any salt will do: for looking into a
+/// segment whose header is damaged.
+pub(super) fn decode(bytes: &[u8], salt: Option<u32>) -> Result<Frame<'_>, NoFrame> {
+    let mut c = Cursor::new(bytes);
+    let short = |_| NoFrame::Short(HEADER_BYTES);
+    let len = c.u32().map_err(short)?;
+    let found = c.u32().map_err(short)?;
+    let durable = Lsn(c.u64().map_err(short)?);
+    let sum = c.u64().map_err(short)?;
+    let record_len = len as usize;
+    // A salt is never 0, so zeros are no frame.
+    if found == 0 || salt.is_some_and(|s| s != found) || record_len > RECORD_BYTES_MAX || (1..8).contains(&record_len) {
+        return Err(NoFrame::Bad);
     }
-    if len > RECORD_BYTES_MAX || (len != 0 && len < HEADER_BYTES) {
-        return Found::Bad("the frame's length is out of bounds");
+    let body = c.take_rest();
+    let own = if record_len == 0 { [0; 8] } else { *body.first_chunk().ok_or(NoFrame::Short(HEADER_BYTES + 8))? };
+    if sum != checksum(len, found, durable, own) {
+        return Err(NoFrame::Bad);
     }
-    let Some((record, _)) = rest.split_at_checked(len) else { return Found::Bad("the record ends early") };
-    let (head16, _) = head.split_at(16);
-    if sum != checksum(head16, record) && !crate::fault::planted(crate::fault::Bug::IgnoreChecksum) {
-        return Found::Bad("the frame's checksum does not match");
-    }
-    if len == 0 {
-        return Found::Frame(Frame { durable: Lsn(durable), record: None, len: FRAME_BYTES });
-    }
-    match Record::decode(record) {
-        Ok(r) if r.bytes.len() == len => {
-            Found::Frame(Frame { durable: Lsn(durable), record: Some(r), len: frame_len(len) })
+    let record = body.get(..record_len).ok_or(NoFrame::Short(HEADER_BYTES + record_len))?;
+    Ok(Frame { durable, record, len: frame_len(record_len) })
+}
+
+/// What the frame at the front of `bytes` says was durable, even when its record is torn: the
+/// frame's own check covers that.
+pub(super) fn evidence(bytes: &[u8], salt: u32) -> Option<Lsn> {
+    match decode(bytes, Some(salt)) {
+        Ok(f) => Some(f.durable),
+        // The check passed, only the record reaches over the end.
+        Err(NoFrame::Short(need)) if need > HEADER_BYTES + 8 => {
+            let mut c = Cursor::new(bytes.get(8..)?);
+            Some(Lsn(c.u64().ok()?))
         }
-        Ok(_) => Found::Bad("frame and record disagree about their length"),
-        Err(RecordError::Checksum) => Found::Bad("the record's checksum does not match"),
-        Err(_) => Found::Bad("the record is malformed"),
+        Err(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_frame_of_another_salt_does_not_count() {
+        let mut out = vec![0; HEADER_BYTES];
+        out.extend_from_slice(b"a record of some bytes");
+        seal(&mut out, 0, 7, Lsn(5));
+        let f = decode(&out, Some(7)).unwrap();
+        assert_eq!((f.durable, f.record, f.len), (Lsn(5), &b"a record of some bytes"[..], out.len()));
+        assert_eq!(decode(&out, Some(8)), Err(NoFrame::Bad));
+        assert_eq!(decode(&out[..30], Some(7)), Err(NoFrame::Short(HEADER_BYTES + 8)));
+        assert!(decode(&out, None).is_ok());
+    }
+
+    #[test]
+    fn a_mark_has_no_record_and_zeros_are_nothing() {
+        let mut out = vec![0; HEADER_BYTES];
+        seal(&mut out, 0, 7, Lsn(5));
+        assert_eq!(decode(&out, Some(7)), Ok(Frame { durable: Lsn(5), record: &[], len: HEADER_BYTES }));
+        assert_eq!(decode(&[0; 64], None), Err(NoFrame::Bad));
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes: Vec<u8>) {
+            prop_assert!(decode(&bytes, None).is_err());
+        }
     }
 }

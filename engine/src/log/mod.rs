@@ -1,174 +1,335 @@
-//! The write-ahead log: dense, chained records in segments, synced in groups, read by many.
+//! The write-ahead log: dense, hash-chained records on one disk, and the proof of what is durable
+//! there \[I3, I4\].
 //!
-//! Owns: the files under `log/` and `diverged/`, the watermarks `appended` and `durable`. Never:
-//! knows what is committed (callers say), never shows a record it has not checked.
+//! Owns: everything under `<data>/log/` and `<data>/diverged/`, the watermarks `appended` and
+//! `durable`, retention slots. Never: what a batch means, what is committed (the caller says so),
+//! retrying a failed write or sync.
+//!
+//! Files: `frame` and `segment` (formats), `tail` (newest records in memory), `gate` (who leads a
+//! group commit), `writer` (append, write, sync), `reader`, `recovery`, `truncate`, `slots`.
+//!
+//! Locks, in the order in which they may be taken: leadership of the gate, `head`, `prepare`,
+//! `segments`, `tail`. None but the leadership is held across a commit's I/O; `head` is held while
+//! a segment is made only if the one made ahead is not ready.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use crate::env::Env;
+use crate::error::{Error, Result};
+use crate::limits::Options;
+use crate::lsn::{CommitTs, Epoch, Lsn, Position};
+use crate::record::{Kind, Record, TimelineStart};
+use crate::watermark::Watermark;
 
 mod frame;
+mod gate;
 mod reader;
 mod recovery;
 mod segment;
 mod slots;
+mod tail;
 mod truncate;
 mod writer;
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-
+pub use crate::exec::Progress;
 pub use reader::{Chunk, Reader};
-pub use recovery::Recovered;
-pub use slots::{Slot, SlotStatus};
+pub use recovery::{Recovered, TornTail};
+pub use slots::{Slot, SlotInfo};
 pub use truncate::CutTail;
 
-use crate::env::Env;
-use crate::error::{Error, Result};
-use crate::limits::Options;
-use crate::lsn::{Lsn, Position};
-use crate::watermark::Watermark;
-use segment::{Prepared, Segment};
+use gate::Gate;
+use segment::Segment;
+use slots::Slots;
+use tail::Tail;
+use writer::{Head, Prepare};
 
-/// A record in memory: its LSN, where its frame starts, its bytes.
-#[derive(Debug)]
-struct TailRecord {
-    lsn: Lsn,
-    bytes: Arc<[u8]>,
-}
-
-/// Bytes for one place in one file, in order.
-#[derive(Debug)]
-struct Job {
-    file: Arc<dyn crate::fs::File>,
-    path: PathBuf,
-    offset: u64,
-    bytes: Vec<u8>,
-}
-
-#[derive(Debug)]
-struct State {
-    /// Oldest first; the last one is being written.
-    segments: Vec<Segment>,
-    prepared: Option<Prepared>,
-    /// Where the next frame goes in the last segment.
-    end: u64,
-    /// Not handed to the file system yet: whole jobs of earlier segments, then the last one's bytes.
-    jobs: Vec<Job>,
-    buffer: Vec<u8>,
-    buffered_bytes: usize,
-    last: Position,
-    /// Written to files up to here (not necessarily synced).
-    written: Lsn,
-    tail: VecDeque<TailRecord>,
-    tail_bytes: usize,
-    /// Highest durable LSN that a frame on disk bears witness of.
-    evidenced: Lsn,
-    stopped: Option<String>,
-}
-
-#[derive(Debug, Default)]
-struct Group {
-    leading: bool,
-    /// Threads in `sync_to`, the leader included.
-    waiting: usize,
-    last_group: usize,
-}
-
-/// The log of one data directory. All methods take `&self`.
+/// The log of one node. All calls may be made from several threads.
 #[derive(Debug)]
 pub struct Log {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
     env: Env,
     dir: PathBuf,
-    options: Options,
-    state: Mutex<State>,
-    /// Held by whoever writes to the files.
-    writer: Mutex<()>,
-    group: Mutex<Group>,
-    group_changed: Condvar,
+    log_dir: PathBuf,
+    segment_bytes: u64,
+    retained_bytes: u64,
+    head: Mutex<Head>,
+    prepare: Mutex<Prepare>,
+    /// Oldest first; never empty. The last one takes the appends.
+    segments: Mutex<VecDeque<Arc<Segment>>>,
+    tail: Mutex<Tail>,
+    gate: Gate,
+    slots: Slots,
     appended: Watermark,
     durable: Watermark,
-    slots: Arc<slots::Slots>,
+    /// Highest LSN whose frame is in its file, synced or not.
+    written: AtomicU64,
+    /// Bytes of frames in memory only.
+    pending_bytes: AtomicUsize,
+    stopped: OnceLock<String>,
+}
+
+/// Locks; a panic under one of these locks leaves nothing half-done that a later caller could see
+/// as whole, and the process is about to end anyway.
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Log {
-    fn state(&self) -> MutexGuard<'_, State> {
-        // Changes under this lock are complete before anything can panic.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Opens the log under `dir`, recovers it, and makes the result durable.
+    ///
+    /// `base` is where the store's tables end: the log must reach back to it and agree with it in
+    /// every field, and an empty directory gets its first segment there. `known_durable` is the
+    /// highest LSN that the caller can prove was durable here (`Lsn::ZERO` if none).
+    ///
+    /// # Errors
+    /// `Corruption` when anything durable is damaged or missing, `Directory` when segments are
+    /// missing or belong to another history, `Format`, `DiskFull`, `Io`; nothing is changed then
+    /// that matters to a later attempt.
+    pub fn open(
+        env: &Env,
+        dir: &Path,
+        options: &Options,
+        known_durable: Lsn,
+        base: Position,
+    ) -> Result<(Self, Recovered)> {
+        recovery::open(env, dir, options, known_durable, base)
     }
 
-    fn dir_of(data: &Path) -> PathBuf {
-        data.join("log")
+    /// Appends a record as the next LSN, with commit timestamp `max(last + 1, wall)`. It is
+    /// readable at once and durable after [`Log::sync_to`], or when [`Log::durable`] gets there.
+    ///
+    /// # Errors
+    /// `Limit` for a body that fits no record or segment, `Malformed` for a timeline start (see
+    /// [`Log::append_timeline`]), `Record` for an epoch older than the log's, `DiskFull` when a
+    /// segment is needed and cannot be made; nothing was appended then. `Stopped`.
+    pub fn append(
+        &self,
+        kind: Kind,
+        epoch: Epoch,
+        wall: CommitTs,
+        session: u64,
+        sequence: u64,
+        body: &[u8],
+    ) -> Result<Position> {
+        self.append_with(kind, epoch, wall, session, sequence, |out| out.extend_from_slice(body))
     }
 
-    /// Ends the log: data may be lost under it \[I3\].
-    fn stop(&self, why: String) -> Error {
-        let mut state = self.state();
-        let first = state.stopped.is_none();
-        let why = state.stopped.get_or_insert(why).clone();
-        drop(state);
-        if first {
+    /// [`Log::append`] with a body written in place. `fill_body` must only add to its argument; it
+    /// runs under the log's lock.
+    ///
+    /// # Errors
+    /// As [`Log::append`].
+    pub fn append_with(
+        &self,
+        kind: Kind,
+        epoch: Epoch,
+        wall: CommitTs,
+        session: u64,
+        sequence: u64,
+        fill_body: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<Position> {
+        self.shared.append(kind, epoch, wall, (session, sequence), fill_body)
+    }
+
+    /// Appends the first record of a timeline, at `new_lsn`.
+    ///
+    /// # Errors
+    /// `Record` when `start.fork` is not the end of this log or `new_lsn` is not above it;
+    /// otherwise as [`Log::append`].
+    pub fn append_timeline(
+        &self,
+        epoch: Epoch,
+        wall: CommitTs,
+        start: &TimelineStart,
+        new_lsn: Lsn,
+    ) -> Result<Position> {
+        self.shared.append_timeline(epoch, wall, start, new_lsn)
+    }
+
+    /// Appends a record made elsewhere, unchanged.
+    ///
+    /// # Errors
+    /// `Record` when it does not follow the end of this log; otherwise as [`Log::append`].
+    pub fn append_record(&self, record: &Record<'_>) -> Result<Position> {
+        self.shared.append_record(record)
+    }
+
+    /// The log writer's piece of work: writes what was appended and syncs it once. Waits for a
+    /// commit that another thread leads. `Idle` when there is nothing to write.
+    ///
+    /// # Errors
+    /// `Stopped`.
+    pub fn step(&self) -> Result<Progress> {
+        self.shared.step()
+    }
+
+    /// Works on the segment after the present one, one piece (at most 1 MiB) a call. `Idle` when
+    /// it is ready.
+    ///
+    /// # Errors
+    /// `DiskFull`: the log stays usable, try again later. `Io` when the file cannot be created.
+    /// `Stopped`.
+    pub fn prepare_step(&self) -> Result<Progress> {
+        self.shared.prepare_step()
+    }
+
+    /// Returns when everything up to `lsn` is durable; the calling thread does the work, alone or
+    /// for a group. `lsn` must have been appended.
+    ///
+    /// # Errors
+    /// `Stopped`. `Record` when `lsn` is above the end of the log.
+    pub fn sync_to(&self, lsn: Lsn) -> Result<()> {
+        self.shared.sync_to(lsn)
+    }
+
+    /// Appends a mark if the log does not say yet what is durable; with `sync`, makes it durable.
+    ///
+    /// # Errors
+    /// As [`Log::append`].
+    pub fn mark(&self, sync: bool) -> Result<()> {
+        self.shared.mark(sync)
+    }
+
+    /// Syncs everything, then writes and syncs a mark, so that later damage to the very last
+    /// record is not taken for a torn tail.
+    ///
+    /// # Errors
+    /// As [`Log::append`].
+    pub fn close(&self) -> Result<()> {
+        self.shared.sync_to(self.last().lsn)?;
+        self.shared.mark(true)
+    }
+
+    /// Highest LSN appended.
+    #[must_use]
+    pub fn appended(&self) -> &Watermark {
+        &self.shared.appended
+    }
+
+    /// Highest LSN that is synced on this disk.
+    #[must_use]
+    pub fn durable(&self) -> &Watermark {
+        &self.shared.durable
+    }
+
+    /// Where the log ends.
+    #[must_use]
+    pub fn last(&self) -> Position {
+        lock(&self.shared.head).last
+    }
+
+    /// The position before the lowest LSN that can still be read.
+    #[must_use]
+    pub fn start(&self) -> Position {
+        lock(&self.shared.segments).front().map(|s| s.base).unwrap_or_default()
+    }
+
+    /// The lowest LSN that can still be read.
+    #[must_use]
+    pub fn oldest(&self) -> Lsn {
+        self.shared.oldest()
+    }
+
+    /// The position of record `lsn`, or of the one before [`Log::oldest`]; none above the end and
+    /// inside a timeline's jump.
+    ///
+    /// # Errors
+    /// `LogGone` below that; `Corruption`, `Io`, `Stopped`.
+    pub fn position_at(&self, lsn: Lsn) -> Result<Option<Position>> {
+        self.shared.position_at(lsn)
+    }
+
+    /// A reader whose first record is `from` (or, inside a timeline's jump, the next one).
+    ///
+    /// # Errors
+    /// `LogGone` when `from` was released.
+    pub fn reader(&self, from: Lsn) -> Result<Reader> {
+        Reader::new(&self.shared, from)
+    }
+
+    /// Cuts every record above `lsn`, after saving them under `<data>/diverged/`. None when there
+    /// are none. A crash leaves the old log or the cut one.
+    ///
+    /// # Errors
+    /// `BelowCommit` when `lsn` is below `committed` \[I8\], `LogGone` when it is below the oldest
+    /// record, `DiskFull` when the tail cannot be saved: nothing was changed. `Corruption`, `Stopped`.
+    pub fn truncate_above(&self, lsn: Lsn, committed: Lsn) -> Result<Option<CutTail>> {
+        self.shared.truncate_above(lsn, committed)
+    }
+
+    /// Keeps every record above `at` until the slot advances, is dropped, or lags by more than
+    /// `retained_log_bytes`. Names are for status; they need not differ.
+    #[must_use]
+    pub fn slot(&self, name: &str, at: Lsn) -> Slot {
+        self.shared.slots.add(name, at)
+    }
+
+    /// All slots.
+    #[must_use]
+    pub fn slots(&self) -> Vec<SlotInfo> {
+        self.shared.slots.list()
+    }
+
+    /// Deletes segments whose records are all at or below `flushed` and that no slot needs.
+    /// Returns how many.
+    ///
+    /// # Errors
+    /// `Stopped` after a failed directory sync; `Io` when a file cannot be removed.
+    pub fn release(&self, flushed: Lsn) -> Result<usize> {
+        self.shared.release(flushed)
+    }
+
+    /// Bytes of log on disk and their number of segments, the one made ahead not counted.
+    #[must_use]
+    pub fn disk_usage(&self) -> (u64, usize) {
+        let segments = lock(&self.shared.segments);
+        (segments.iter().map(|s| s.bytes).sum(), segments.len())
+    }
+}
+
+impl Shared {
+    fn check_stopped(&self) -> Result<()> {
+        self.stopped.get().map_or(Ok(()), |why| Err(Error::Stopped(why.clone())))
+    }
+
+    /// Ends the log: data may have been lost under it \[I3\]. Every later call fails.
+    fn fatal(&self, error: &Error) -> Error {
+        let why = error.to_string();
+        if self.stopped.set(why.clone()).is_ok() {
             (self.env.fatal)(&why);
             self.appended.close();
             self.durable.close();
+            self.gate.wake_all();
         }
-        Error::Stopped(why)
+        Error::Stopped(self.stopped.get().cloned().unwrap_or(why))
     }
 
-    /// End of the log in memory.
-    #[must_use]
-    pub const fn appended(&self) -> &Watermark {
-        &self.appended
+    fn fatal_io(&self, action: &'static str, path: &Path, source: std::io::Error) -> Error {
+        self.fatal(&Error::Io { action, path: path.to_owned(), source })
     }
 
-    /// Synced to this disk.
-    #[must_use]
-    pub const fn durable(&self) -> &Watermark {
-        &self.durable
+    fn written(&self) -> Lsn {
+        Lsn(self.written.load(Ordering::Acquire))
     }
 
-    /// The newest record appended.
-    #[must_use]
-    pub fn last(&self) -> Position {
-        self.state().last
+    fn oldest(&self) -> Lsn {
+        lock(&self.segments).front().map_or(Lsn::MAX, |s| s.base.lsn.next())
     }
 
-    /// The position before the oldest record that can still be read.
-    #[must_use]
-    pub fn start(&self) -> Position {
-        self.state().segments.first().map(|s| s.header.base).unwrap_or_default()
-    }
-
-    /// The oldest LSN that can still be read (one above the end when the log holds no record).
-    #[must_use]
-    pub fn oldest(&self) -> Lsn {
-        self.start().lsn.next()
-    }
-
-    /// Bytes of all segment files.
-    #[must_use]
-    pub fn bytes(&self) -> u64 {
-        let state = self.state();
-        state.segments.iter().map(|s| s.len).sum::<u64>() + state.prepared.as_ref().map_or(0, |p| p.len)
-    }
-
-    /// The position at `lsn`: of its record, or of the log's start; `None` when the log does not
-    /// have it.
-    ///
-    /// # Errors
-    /// Those of reading the log.
-    pub fn position_at(self: &Arc<Self>, lsn: Lsn) -> Result<Option<Position>> {
-        let (start, last) = (self.start(), self.last());
-        if lsn == start.lsn {
-            return Ok(Some(start));
-        }
-        if lsn < start.lsn || lsn > last.lsn {
-            return Ok(None);
-        }
-        if lsn == last.lsn {
-            return Ok(Some(last));
-        }
-        let Some(chunk) = self.reader(lsn)?.next(lsn, 1)? else { return Ok(None) };
-        chunk.records().next().transpose().map(|r| r.map(|r| r.position()))
+    /// The segment that holds the first record at or above `lsn`, if one can.
+    fn segment_for(&self, lsn: Lsn) -> Option<Arc<Segment>> {
+        let segments = lock(&self.segments);
+        let after = segments.partition_point(|s| s.base.lsn < lsn);
+        after.checked_sub(1).and_then(|i| segments.get(i)).cloned()
     }
 }

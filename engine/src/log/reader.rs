@@ -1,34 +1,33 @@
-//! Reading the log from any LSN: from memory near the head, from files when behind.
+//! Readers: whole records in order, from memory near the head and from files behind it.
 //!
-//! Owns: cursors and chunks. Never: blocks the writer for an I/O, never reads bytes that are not in
-//! a file yet.
+//! Owns: the reader's place and its checks. Never: blocking the writer, reading bytes that were
+//! not written yet, waiting (watch a watermark for that).
 
 use std::sync::Arc;
 
-use super::frame::{FRAME_BYTES, Found, decode};
-use super::{Log, State};
+use super::segment::Segment;
+use super::tail::Read;
+use super::{Shared, frame, lock};
 use crate::error::{Error, Result};
-use crate::fs::File;
-use crate::lsn::Lsn;
-use crate::record::{RECORD_BYTES_MAX, Record};
+use crate::lsn::{Epoch, Lsn, Position};
+use crate::record::{Record, RecordError};
 
-/// Bytes read from a file at once.
+/// Bytes read from a file at a time.
 const READ_BYTES: usize = 256 << 10;
-const SMALL_READ_BYTES: usize = 8 << 10;
 
-/// Whole records, one behind the other, as replicated and archived.
+/// Consecutive whole records.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chunk {
     /// LSN of the first record.
     pub first: Lsn,
     /// LSN of the last record.
     pub last: Lsn,
-    /// The records' bytes.
+    /// The records' bytes; step through them with [`Record::decode`].
     pub bytes: Vec<u8>,
 }
 
 impl Chunk {
-    /// The records in order, each checked against its checksum.
+    /// The records in order, each checked against its checksum; ends after an error.
     pub fn records(&self) -> impl Iterator<Item = Result<Record<'_>>> {
         let mut rest = self.bytes.as_slice();
         std::iter::from_fn(move || {
@@ -36,203 +35,242 @@ impl Chunk {
                 return None;
             }
             let record = Record::decode(rest);
-            rest = match &record {
-                Ok(r) => rest.get(r.bytes.len()..).unwrap_or_default(),
-                Err(_) => &[],
-            };
+            rest = record.as_ref().map_or(&[][..], |r| rest.get(r.bytes.len()..).unwrap_or_default());
             Some(record.map_err(Error::from))
         })
     }
 }
 
-/// Where a reader is in a file.
-#[derive(Debug)]
-struct InFile {
-    file: Arc<dyn File>,
-    path: std::path::PathBuf,
-    sequence: u64,
-    salt: u32,
-    offset: u64,
-}
-
-/// A cursor on a log. It does not keep log from being released: hold a [`super::Slot`] for that.
+/// A place in the log that goes forward. Holds no lock; take a [`super::Slot`] to keep the log from
+/// being released under it.
 #[derive(Debug)]
 pub struct Reader {
-    log: Arc<Log>,
+    shared: Arc<Shared>,
+    /// The next record is the first one at or above this.
     next: Lsn,
-    at: Option<InFile>,
-}
-
-impl Log {
-    /// A cursor at `from`; a first LSN that the log does not have (within a timeline's jump) means
-    /// the next one above it.
-    ///
-    /// # Errors
-    /// `LogGone` when the log no longer reaches back to it.
-    pub fn reader(self: &Arc<Self>, from: Lsn) -> Result<Reader> {
-        let oldest = self.oldest();
-        if from < oldest {
-            return Err(Error::LogGone { asked: from, oldest });
-        }
-        Ok(Reader { log: Arc::clone(self), next: from, at: None })
-    }
-}
-
-impl State {
-    /// The records in memory from `next` on; `None` when memory does not reach back to it.
-    fn from_memory(&self, next: Lsn, upto: Lsn, max_bytes: usize) -> Option<Chunk> {
-        let front = self.tail.front()?.lsn;
-        if front > next {
-            return None;
-        }
-        let start = self.tail.partition_point(|r| r.lsn < next);
-        let mut chunk = Chunk { first: Lsn::ZERO, last: Lsn::ZERO, bytes: Vec::new() };
-        for record in self.tail.range(start..) {
-            if record.lsn > upto || (!chunk.bytes.is_empty() && chunk.bytes.len() + record.bytes.len() > max_bytes) {
-                break;
-            }
-            if chunk.bytes.is_empty() {
-                chunk.first = record.lsn;
-            }
-            chunk.last = record.lsn;
-            chunk.bytes.extend_from_slice(&record.bytes);
-        }
-        Some(chunk)
-    }
-
-    /// The place of `next` in the files.
-    fn locate(&self, next: Lsn) -> Option<InFile> {
-        let after = self.segments.partition_point(|s| s.header.base.lsn < next);
-        let s = self.segments.get(after.checked_sub(1)?)?;
-        Some(InFile {
-            file: Arc::clone(&s.file),
-            path: s.path.clone(),
-            sequence: s.header.sequence,
-            salt: s.header.salt,
-            offset: s.seek(next),
-        })
-    }
-
-    /// The segment after `sequence`, and where its records begin.
-    fn after(&self, sequence: u64) -> Option<InFile> {
-        let s = self.segments.iter().find(|s| s.header.sequence > sequence)?;
-        self.locate(s.header.base.lsn.next())
-    }
+    cuts_seen: usize,
+    files: Option<Frames>,
 }
 
 impl Reader {
-    /// LSN of the next record this reader looks for.
+    pub(super) fn new(shared: &Arc<Shared>, from: Lsn) -> Result<Self> {
+        let next = from.max(Lsn(1));
+        let oldest = shared.oldest();
+        if next < oldest {
+            return Err(Error::LogGone { asked: from, oldest });
+        }
+        let cuts_seen = lock(&shared.tail).cut_count();
+        Ok(Self { shared: Arc::clone(shared), next, cuts_seen, files: None })
+    }
+
+    /// Lowest LSN that the next record can have.
     #[must_use]
-    pub const fn position(&self) -> Lsn {
+    pub const fn next_lsn(&self) -> Lsn {
         self.next
     }
 
-    /// The next records, up to `upto` and about `max_bytes` (at least one record); `None` when there
-    /// is none yet.
+    /// The next records at or below `upto`, at most `max_bytes` of them but at least one; none when
+    /// there is none yet. Records above [`super::Log::durable`] may still be cut.
     ///
     /// # Errors
-    /// `LogGone` when the log was released or cut under the reader; `Corruption`; the operating
-    /// system's.
+    /// `LogGone` when they were released, `Record` when records that this reader returned were cut
+    /// since (start again from a position both sides share), `Corruption`, `Io`.
     pub fn next(&mut self, upto: Lsn, max_bytes: usize) -> Result<Option<Chunk>> {
+        loop {
+            let found = {
+                let tail = lock(&self.shared.tail);
+                if tail.cut_count() != self.cuts_seen {
+                    self.files = None;
+                    if let Some(cut) = tail.lowest_cut_since(self.cuts_seen)
+                        && cut.next() < self.next
+                    {
+                        let (epoch, after) = (Epoch::default(), self.next.prev());
+                        return Err(RecordError::Discontinuous { epoch, lsn: cut.next(), after }.into());
+                    }
+                    self.cuts_seen = tail.cut_count();
+                }
+                tail.read(self.next, upto, max_bytes)
+            };
+            let chunk = match found {
+                Read::Nothing => return Ok(None),
+                Read::Found(pieces) => {
+                    self.files = None;
+                    Some(pieces.into_chunk())
+                }
+                Read::Elsewhere => match self.read_files(upto, max_bytes) {
+                    // What looked damaged may have been cut meanwhile.
+                    Err(_) if lock(&self.shared.tail).cut_count() != self.cuts_seen => continue,
+                    other => other?,
+                },
+            };
+            if let Some(c) = &chunk {
+                self.next = c.last.next();
+            }
+            return Ok(chunk);
+        }
+    }
+
+    fn read_files(&mut self, upto: Lsn, max_bytes: usize) -> Result<Option<Chunk>> {
+        let oldest = self.shared.oldest();
+        if self.next < oldest {
+            return Err(Error::LogGone { asked: self.next, oldest });
+        }
+        let upto = upto.min(self.shared.written());
         if self.next > upto {
             return Ok(None);
         }
-        let state = self.log.state();
-        if state.last.lsn < self.next {
-            return Ok(None);
-        }
-        let chunk = match state.from_memory(self.next, upto, max_bytes) {
-            Some(chunk) => {
-                drop(state);
-                self.at = None;
-                chunk
-            }
-            None => {
-                let oldest = state.segments.first().map(|s| s.header.base.lsn.next()).unwrap_or_default();
-                if self.next < oldest {
-                    return Err(Error::LogGone { asked: self.next, oldest });
-                }
-                if self.at.is_none() {
-                    self.at = state.locate(self.next);
-                }
-                let upto = upto.min(state.written);
-                drop(state);
-                self.from_files(upto, max_bytes)?
-            }
+        let frames = match self.files.take() {
+            Some(f) => f,
+            None => Frames::seek(&self.shared, self.next)?,
         };
-        if chunk.bytes.is_empty() {
-            return Ok(None);
-        }
-        self.next = chunk.last.next();
-        Ok(Some(chunk))
-    }
-
-    fn from_files(&mut self, upto: Lsn, max_bytes: usize) -> Result<Chunk> {
+        let frames = self.files.insert(frames);
         let mut chunk = Chunk { first: Lsn::ZERO, last: Lsn::ZERO, bytes: Vec::new() };
-        let mut window = Vec::new();
-        // A caller that wants little is not made to read much.
-        let first_window = max_bytes.clamp(SMALL_READ_BYTES, READ_BYTES);
-        let mut want = first_window;
-        'windows: while let Some(at) = &mut self.at {
-            window.resize(want, 0);
-            let got = read_some(&*at.file, &mut window, at.offset).map_err(|e| Error::io("read", &at.path, e))?;
-            let read = window.get(..got).unwrap_or_default();
-            let mut used = 0;
-            loop {
-                let rest = read.get(used..).unwrap_or_default();
-                let frame = match decode(rest, at.salt) {
-                    Found::Frame(f) => f,
-                    Found::Nothing if used > 0 && rest.len() < FRAME_BYTES => break,
-                    Found::Nothing => {
-                        // The end of what was written here: the next segment, or the head.
-                        self.at = self.log.state().after(at.sequence);
-                        if self.at.is_none() {
-                            break 'windows;
-                        }
-                        want = first_window;
-                        continue 'windows;
-                    }
-                    Found::Bad(_) if got == want && want < 2 * RECORD_BYTES_MAX => break,
-                    Found::Bad(what) => {
-                        return Err(Error::corruption(&at.path, at.offset + used as u64, Some(self.next), what));
-                    }
-                };
-                if let Some(record) = frame.record {
-                    let lsn = record.header.lsn;
-                    if lsn > upto || (!chunk.bytes.is_empty() && chunk.bytes.len() + record.bytes.len() > max_bytes) {
-                        at.offset += used as u64;
-                        break 'windows;
-                    }
-                    if lsn >= self.next {
-                        if chunk.bytes.is_empty() {
-                            chunk.first = lsn;
-                        }
-                        chunk.last = lsn;
-                        chunk.bytes.extend_from_slice(record.bytes);
-                    }
+        // While the last record passed is below `upto`, the next one is in a file.
+        while chunk.last < upto {
+            let (lsn, record) = frames.peek()?;
+            let full = !chunk.bytes.is_empty() && chunk.bytes.len() + record.len() > max_bytes;
+            if lsn > upto || full {
+                break;
+            }
+            if lsn >= self.next {
+                if chunk.bytes.is_empty() {
+                    chunk.first = lsn;
                 }
-                used += frame.len;
+                chunk.last = lsn;
+                chunk.bytes.extend_from_slice(record);
             }
-            if used == 0 {
-                // A record larger than the window.
-                want = (want * 4).min(2 * RECORD_BYTES_MAX);
-            }
-            at.offset += used as u64;
+            frames.skip();
         }
-        Ok(chunk)
+        Ok((!chunk.bytes.is_empty()).then_some(chunk))
     }
 }
 
-/// Reads until the buffer is full or the file ends.
-fn read_some(file: &dyn File, buf: &mut [u8], offset: u64) -> std::io::Result<usize> {
-    let mut got = 0;
-    while let Some(rest) = buf.get_mut(got..).filter(|r| !r.is_empty()) {
-        match file.read_at(rest, offset + got as u64) {
-            Ok(0) => break,
-            Ok(n) => got += n,
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
+/// A cursor over the frames in files.
+#[derive(Debug)]
+pub(super) struct Frames {
+    shared: Arc<Shared>,
+    segment: Arc<Segment>,
+    /// Where `buf` starts in the file.
+    buf_at: u64,
+    buf: Vec<u8>,
+    /// Where the next frame starts in `buf`.
+    at: usize,
+    /// LSN of the last record passed.
+    passed: Lsn,
+    peeked: Peeked,
+}
+
+/// The record last peeked at.
+#[derive(Clone, Copy, Debug, Default)]
+struct Peeked {
+    lsn: Lsn,
+    record_len: usize,
+    frame_len: usize,
+}
+
+impl Frames {
+    /// A cursor at or before the first record at or above `lsn`.
+    pub(super) fn seek(shared: &Arc<Shared>, lsn: Lsn) -> Result<Self> {
+        let gone = || Error::LogGone { asked: lsn, oldest: shared.oldest() };
+        let segment = shared.segment_for(lsn).ok_or_else(gone)?;
+        let offset = segment.seek(lsn);
+        let passed = segment.base.lsn;
+        let shared = Arc::clone(shared);
+        Ok(Self { shared, segment, buf_at: offset, buf: Vec::new(), at: 0, passed, peeked: Peeked::default() })
     }
-    Ok(got)
+
+    /// Where the next frame starts in its segment.
+    pub(super) const fn offset(&self) -> u64 {
+        self.buf_at + self.at as u64
+    }
+
+    /// The next record's LSN and bytes. There must be one that was written before this call.
+    pub(super) fn peek(&mut self) -> Result<(Lsn, &[u8])> {
+        // The buffer may have been filled before the bytes were written, so what looks bad is read
+        // once more, from its own start.
+        let mut read_again = false;
+        let found = loop {
+            let bytes = self.buf.get(self.at..).unwrap_or_default();
+            let what = match frame::decode(bytes, Some(self.segment.salt)) {
+                Ok(f) if f.record.is_empty() => {
+                    self.at += f.len;
+                    continue;
+                }
+                Ok(f) => match Record::decode(f.record) {
+                    Ok(r) => break Peeked { lsn: r.header.lsn, record_len: r.bytes.len(), frame_len: f.len },
+                    Err(e) => e.to_string(),
+                },
+                Err(frame::NoFrame::Short(need)) => {
+                    if self.refill(need)? {
+                        continue;
+                    }
+                    "a frame reaches over the end of the segment".to_owned()
+                }
+                Err(frame::NoFrame::Bad) => "no frame where one was written".to_owned(),
+            };
+            if self.next_segment() {
+                continue;
+            }
+            if read_again || !self.refill(frame::HEADER_BYTES)? {
+                let at = self.buf_at + self.at as u64;
+                return Err(Error::corruption(&self.segment.path, at, Some(self.passed.next()), what));
+            }
+            read_again = true;
+        };
+        self.peeked = found;
+        let start = self.at + frame::HEADER_BYTES;
+        Ok((found.lsn, self.buf.get(start..start + found.record_len).unwrap_or_default()))
+    }
+
+    /// Passes the record last peeked at.
+    pub(super) fn skip(&mut self) {
+        let peeked = std::mem::take(&mut self.peeked);
+        self.passed = self.passed.max(peeked.lsn);
+        self.at += peeked.frame_len;
+    }
+
+    /// Reads on, so that `need` bytes are there. False when the segment has no more.
+    fn refill(&mut self, need: usize) -> Result<bool> {
+        let from = self.buf_at + self.at as u64;
+        let room = usize::try_from(self.segment.bytes.saturating_sub(from)).unwrap_or(usize::MAX);
+        if need > room {
+            return Ok(false);
+        }
+        // A length that a damaged frame gave was bounded by the frame's check and by `room`.
+        let mut buf = vec![0; need.max(READ_BYTES).min(room)];
+        let read = crate::fs::read_exact_at(&*self.segment.file, &mut buf, from);
+        read.map_err(|e| Error::io("read", &self.segment.path, e))?;
+        (self.buf, self.buf_at, self.at) = (buf, from, 0);
+        Ok(true)
+    }
+
+    /// Goes to the segment that starts after the record last passed, if there is one.
+    fn next_segment(&mut self) -> bool {
+        let next = {
+            let segments = lock(&self.shared.segments);
+            segments.iter().find(|s| s.seq == self.segment.seq + 1).cloned()
+        };
+        let Some(next) = next.filter(|n| n.base.lsn == self.passed) else { return false };
+        (self.buf_at, self.at) = (super::segment::FRAMES_AT, 0);
+        self.buf.clear();
+        self.segment = next;
+        true
+    }
+}
+
+impl Shared {
+    pub(super) fn position_at(self: &Arc<Self>, lsn: Lsn) -> Result<Option<Position>> {
+        self.check_stopped()?;
+        let base = lock(&self.segments).front().map(|s| s.base);
+        if let Some(base) = base
+            && base.lsn == lsn
+        {
+            return Ok(Some(base));
+        }
+        if lsn == Lsn::ZERO {
+            return Err(Error::LogGone { asked: lsn, oldest: self.oldest() });
+        }
+        let Some(chunk) = Reader::new(self, lsn)?.next(lsn, 1)? else { return Ok(None) };
+        Ok(Some(Record::decode(&chunk.bytes)?.position()))
+    }
 }

@@ -1,256 +1,493 @@
-//! Opening a log: which records are there, and is what is missing a torn tail or corruption \[I4\].
+//! Recovery: what of the log survived, and whether what did not was a torn tail or damage \[I4\].
 //!
-//! At the first place that is no valid frame, the log ends, unless something proves that the record
-//! expected there was durable: a later frame of this or another segment that says so, the header of
-//! a later segment (written only after everything before it was synced), or the caller (manifest,
-//! evidence file). Proof means corruption: nothing is changed and the place is named. No proof
-//! means a torn tail: it is cut, and the rest of the segment is zeroed before anything is appended.
-//! Owns: that decision. Never: repairs.
+//! Owns: the one decision that matters after a crash. A record that fails its checks at LSN x is a
+//! torn tail only if nothing says that x was durable: no later frame, no header of a later segment,
+//! not the caller. Otherwise it is corruption, and nothing on disk is changed. Never: guessing,
+//! skipping a record.
+//!
+//! Everything that only the page cache may hold (after a failed sync ended the last process) is
+//! written again before it is called durable.
 
 use std::collections::VecDeque;
-use std::path::Path;
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::{Arc, Mutex, OnceLock};
 
-use super::frame::{FRAME_BYTES, Found, decode};
-use super::segment::{FIRST_FRAME, Segment, SegmentHeader, path, sequence, zero};
-use super::{Group, Log, State, truncate};
+use super::gate::Gate;
+use super::segment::{self, Blank, FRAMES_AT, Found, Header, SEGMENT_BYTES_MAX, Segment};
+use super::slots::Slots;
+use super::tail::Tail;
+use super::truncate::{self, INTENT, Intent};
+use super::writer::{Head, Prepare, new_salt};
+use super::{Log, Shared, frame};
 use crate::env::Env;
 use crate::error::{Error, Result};
-use crate::fs::{OpenMode, read_exact_at};
+use crate::fault::{Bug, planted};
+use crate::fs::{File, OpenMode};
 use crate::limits::Options;
 use crate::lsn::{Lsn, Position};
+use crate::record::Record;
 use crate::watermark::Watermark;
 
-/// Largest segment file read at open, in bytes.
-const SEGMENT_BYTES_MAX: u64 = 4 << 30;
-
-/// What opening a log found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// What recovery found.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recovered {
+    /// Where the log ends; all of it is durable now.
+    pub end: Position,
+    /// The lowest LSN that can be read.
+    pub oldest: Lsn,
     /// Records found.
     pub records: u64,
-    /// Bytes behind the last whole record that were cut as a torn tail; 0 for a clean end.
-    pub torn_bytes: u64,
-    /// Where they were.
-    pub torn_at: Option<(std::path::PathBuf, u64)>,
-    /// The newest record.
-    pub last: Position,
+    /// Bytes behind the end that were zeroed, if there were any.
+    pub torn: Option<TornTail>,
+    /// A cut that a crash had interrupted was finished.
+    pub finished_cut: bool,
+    /// There was no log: the first segment was made.
+    pub created: bool,
 }
 
-struct Scan {
-    segment: Segment,
-    /// The position after the segment's last whole record.
-    last: Position,
-    records: u64,
-    /// End of the last whole frame.
+/// Bytes of unfinished writes, now zeroed. Nothing in them was ever acknowledged as durable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TornTail {
+    /// The segment.
+    pub path: PathBuf,
+    /// Where the log ends in it, in bytes.
+    pub offset: u64,
+    /// Bytes from there to the last one that was not zero.
+    pub bytes: u64,
+    /// The LSN that the first record lost would have had.
+    pub lsn: Lsn,
+}
+
+pub(super) fn open(
+    env: &Env,
+    dir: &Path,
+    options: &Options,
+    known_durable: Lsn,
+    base: Position,
+) -> Result<(Log, Recovered)> {
+    let log_dir = dir.join("log");
+    env.fs.create_dir_all(&log_dir).map_err(|e| Error::io("create", &log_dir, e))?;
+    env.fs.sync_dir(dir).map_err(|e| Error::io("sync", dir, e))?;
+    let seqs = list(env, &log_dir)?;
+    let mut walk = Walk::new(env, &log_dir, base, read_intent(env, &log_dir)?);
+    walk.segments(&seqs)?;
+    walk.judge(known_durable.max(base.lsn))?;
+    walk.repair(options, dir)
+}
+
+fn list(env: &Env, log_dir: &Path) -> Result<Vec<u64>> {
+    let names = env.fs.list(log_dir).map_err(|e| Error::io("list", log_dir, e))?;
+    let mut seqs: Vec<u64> = names.iter().filter_map(|n| segment::parse_name(n)).collect();
+    seqs.sort_unstable();
+    Ok(seqs)
+}
+
+fn read_intent(env: &Env, log_dir: &Path) -> Result<Option<Intent>> {
+    let path = log_dir.join(INTENT);
+    if !env.fs.exists(&path).map_err(|e| Error::io("look for", &path, e))? {
+        return Ok(None);
+    }
+    let bytes = crate::fs::read_file(&*env.fs, &path, 4096).map_err(|e| Error::io("read", &path, e))?;
+    // It was synced before it got its name.
+    Intent::decode(&bytes).map(Some).map_err(|e| Error::corruption(&path, 0, None, e.to_string()))
+}
+
+/// A segment with a readable header.
+struct Walked {
+    path: PathBuf,
+    file: Arc<dyn File>,
+    header: Header,
+    index: Vec<(Lsn, u64)>,
+    /// Where the frames that continue the log end.
     end: u64,
-    /// What stands there instead of a frame; `None` for zeros.
-    bad: Option<&'static str>,
-    /// Whether everything behind `end` is zero.
-    clean: bool,
-    /// The highest LSN that any frame of the file says was durable.
-    evidence: Lsn,
 }
 
-/// Reads one segment whole and follows its records from its base on.
-fn scan(mut segment: Segment) -> Result<Scan> {
-    let io = |e| Error::io("read", &segment.path, e);
-    let len = usize::try_from(segment.len).unwrap_or(usize::MAX);
-    let mut bytes = vec![0; len];
-    read_exact_at(&*segment.file, &mut bytes, 0).map_err(io)?;
-    let salt = segment.header.salt;
-    let (mut last, mut records, mut evidence) = (segment.header.base, 0, Lsn::ZERO);
-    let mut end = FIRST_FRAME as usize;
-    let bad = loop {
-        match decode(bytes.get(end..).unwrap_or_default(), salt) {
-            Found::Frame(frame) => {
-                if let Some(record) = frame.record {
-                    if record.follows(&last).is_err() && !crate::fault::planted(crate::fault::Bug::IgnoreChain) {
-                        break Some("the record does not continue the one before it");
-                    }
-                    last = record.position();
-                    records += 1;
-                    segment.note(last.lsn, end as u64);
-                }
-                evidence = evidence.max(frame.durable);
-                end += frame.len;
-            }
-            Found::Nothing => break None,
-            Found::Bad(why) => break Some(why),
+struct Walk<'a> {
+    env: &'a Env,
+    log_dir: &'a Path,
+    base: Position,
+    intent: Option<Intent>,
+    /// Where the intent's position was met: segment (by its place in `walked`) and offset.
+    cut_at: Option<(usize, u64)>,
+    cut_is_live: bool,
+    walked: Vec<Walked>,
+    /// First number missing between files. Fine if no segment of the log is behind it: removals of
+    /// unused ones may get to the disk in any order.
+    missing: Option<u64>,
+    /// Segments whose header was never written, and those above a cut.
+    unused: Vec<PathBuf>,
+    /// Bytes of the last of `walked`.
+    last_bytes: Vec<u8>,
+    end: Position,
+    records: u64,
+    /// The highest LSN that something in the log says was durable.
+    evidence: Lsn,
+    /// Frames of the last segment above `evidence`: LSN and offset.
+    unproven: VecDeque<(Lsn, u64)>,
+    /// The log's position at `base.lsn` was met and is another one.
+    other_history: bool,
+}
+
+/// What a frame holds.
+enum After {
+    Record(Position),
+    /// A mark.
+    Mark,
+    /// The first record that was being cut.
+    Cut,
+}
+
+impl<'a> Walk<'a> {
+    fn new(env: &'a Env, log_dir: &'a Path, base: Position, intent: Option<Intent>) -> Self {
+        Self {
+            env,
+            log_dir,
+            base,
+            intent,
+            cut_at: None,
+            cut_is_live: false,
+            walked: Vec::new(),
+            missing: None,
+            unused: Vec::new(),
+            last_bytes: Vec::new(),
+            end: base,
+            records: 0,
+            evidence: Lsn::ZERO,
+            unproven: VecDeque::new(),
+            other_history: false,
         }
-    };
-    // Frames start at multiples of eight: whatever valid one lies behind the end bears witness.
-    let rest = bytes.get(end..).unwrap_or_default();
-    let clean = rest.iter().all(|b| *b == 0);
-    if !clean {
-        let mut at = 8;
-        while at + FRAME_BYTES <= rest.len() {
-            if let Found::Frame(frame) = decode(rest.get(at..).unwrap_or_default(), salt) {
-                evidence = evidence.max(frame.durable);
+    }
+
+    fn segments(&mut self, seqs: &[u64]) -> Result<()> {
+        let mut expected = None;
+        for seq in seqs {
+            if self.missing.is_none() && expected.is_some_and(|e| e != *seq) {
+                self.missing = expected;
+                // Removing the segments above a cut had begun.
+                self.cut_is_live |= self.at_cut();
+            }
+            expected = Some(seq + 1);
+            let path = segment::path(self.log_dir, *seq);
+            if self.cut_is_live {
+                self.unused.push(path);
+                continue;
+            }
+            match self.segment(*seq, &path) {
+                // A cut was decided and begun: what does not fit behind it is its doing.
+                Err(Error::Corruption { .. }) if self.at_cut() => {
+                    self.cut_is_live = true;
+                    if self.walked.last().is_none_or(|w| w.header.seq != *seq) {
+                        self.unused.push(path);
+                    }
+                }
+                other => other?,
+            }
+        }
+        // No record behind the intent's position at all: the cut was begun and not finished.
+        self.cut_is_live |= self.at_cut();
+        Ok(())
+    }
+
+    /// Whether the log walked so far ends where the intent says it was to be cut.
+    fn at_cut(&self) -> bool {
+        self.cut_at.is_some() && self.intent.is_some_and(|i| i.end == self.end)
+    }
+
+    fn segment(&mut self, seq: u64, path: &Path) -> Result<()> {
+        let file = self.env.fs.open(path, OpenMode::Write).map_err(|e| Error::io("open", path, e))?;
+        let bytes = read_segment(&*file, path)?;
+        let header = match Header::decode(&bytes) {
+            Found::Newer(found) => return Err(Error::Format { path: path.to_owned(), found, known: 1 }),
+            Found::Nothing => return self.headerless(&bytes, path),
+            Found::Header(h) => h,
+        };
+        if let Some(missing) = self.missing {
+            let what =
+                format!("log segment {missing:016x}.log is missing; restore this node from a replica or a backup");
+            return Err(Error::Directory { path: self.log_dir.to_owned(), what });
+        }
+        if header.seq != seq || header.bytes != bytes.len() as u64 {
+            let what = format!(
+                "the header speaks of segment {:016x} of {} bytes, the file has {}",
+                header.seq,
+                header.bytes,
+                bytes.len()
+            );
+            return Err(Error::corruption(path, 0, None, what));
+        }
+        if let Some(unused) = self.unused.first() {
+            let what = "the header is damaged or missing, and a later segment has one";
+            return Err(Error::corruption(unused, 0, Some(self.end.lsn.next()), what));
+        }
+        match self.walked.last() {
+            None => self.start(&header)?,
+            // The writer had synced all up to this base before it wrote the header.
+            Some(before) if header.base != self.end => {
+                let what = format!("records up to LSN {} were durable, the next segment says", header.base.lsn);
+                return Err(Error::corruption(&before.path, before.end, Some(self.end.lsn.next()), what));
+            }
+            Some(_) => {}
+        }
+        self.evidence = self.evidence.max(header.base.lsn);
+        self.unproven.clear();
+        let walked = Walked { path: path.to_owned(), file, header, index: Vec::new(), end: FRAMES_AT };
+        self.walked.push(walked);
+        self.last_bytes = bytes;
+        self.meet(self.end, FRAMES_AT);
+        self.frames();
+        Ok(())
+    }
+
+    fn start(&mut self, header: &Header) -> Result<()> {
+        if header.base.lsn > self.base.lsn {
+            let what = format!(
+                "the log starts after LSN {}, the tables end at {}: records between are missing; restore this node \
+                 from a replica or a backup",
+                header.base.lsn, self.base.lsn
+            );
+            return Err(Error::Directory { path: self.log_dir.to_owned(), what });
+        }
+        self.end = header.base;
+        Ok(())
+    }
+
+    /// A file without a header is a segment made ahead, whole or not, and has no frames: the header
+    /// is synced before the first one.
+    fn headerless(&mut self, bytes: &[u8], path: &Path) -> Result<()> {
+        if let Some((offset, lsn)) = find_record(bytes, self.end.lsn) {
+            let what = format!("the header is damaged; a record of LSN {lsn} stands at offset {offset}");
+            return Err(Error::corruption(path, 0, Some(self.end.lsn.next()), what));
+        }
+        self.unused.push(path.to_owned());
+        Ok(())
+    }
+
+    /// The log stands at `position`, whose next frame is at `offset` of the last segment.
+    fn meet(&mut self, position: Position, offset: u64) {
+        if self.intent.is_some_and(|i| i.end == position) {
+            self.cut_at = self.walked.len().checked_sub(1).map(|i| (i, offset));
+        }
+        self.other_history |= position.lsn == self.base.lsn && position != self.base;
+    }
+
+    /// Follows the frames of the last segment.
+    fn frames(&mut self) {
+        let bytes = std::mem::take(&mut self.last_bytes);
+        let mut at = FRAMES_AT;
+        while let Some((next, after)) = self.frame(&bytes, at) {
+            match after {
+                After::Record(position) => {
+                    self.unproven.push_back((position.lsn, at));
+                    if let Some(w) = self.walked.last_mut() {
+                        segment::index_push(&mut w.index, position.lsn, at);
+                    }
+                    self.end = position;
+                    self.records += 1;
+                    self.meet(position, next);
+                }
+                After::Cut => {
+                    self.cut_is_live = true;
+                    break;
+                }
+                After::Mark => {}
+            }
+            while self.unproven.front().is_some_and(|(lsn, _)| *lsn <= self.evidence) {
+                self.unproven.pop_front();
+            }
+            at = next;
+        }
+        if let Some(w) = self.walked.last_mut() {
+            w.end = at;
+        }
+        self.last_bytes = bytes;
+    }
+
+    /// Checks the frame at `at`. None when it is none, or its record does not continue the log.
+    fn frame(&mut self, bytes: &[u8], at: u64) -> Option<(u64, After)> {
+        let salt = self.walked.last()?.header.salt;
+        let f = frame::decode(bytes.get(usize::try_from(at).ok()?..)?, Some(salt)).ok()?;
+        let next = at + f.len as u64;
+        if next > bytes.len() as u64 {
+            return None;
+        }
+        if f.record.is_empty() {
+            self.evidence = self.evidence.max(f.durable);
+            return Some((next, After::Mark));
+        }
+        let record = Record::decode(f.record).ok()?;
+        if record.bytes.len() != f.record.len() || (record.follows(&self.end).is_err() && !planted(Bug::IgnoreChain)) {
+            return None;
+        }
+        if self.at_cut() && self.intent.is_some_and(|i| i.first_cut == record.chain) {
+            return Some((at, After::Cut));
+        }
+        self.evidence = self.evidence.max(f.durable);
+        Some((next, After::Record(record.position())))
+    }
+
+    /// Torn tail or corruption.
+    fn judge(&mut self, known_durable: Lsn) -> Result<()> {
+        if self.other_history {
+            let what = format!(
+                "the log and the tables differ at LSN {}: they are of different histories; restore this node from a \
+                 replica or a backup",
+                self.base.lsn
+            );
+            return Err(Error::Directory { path: self.log_dir.to_owned(), what });
+        }
+        if self.cut_is_live {
+            return Ok(());
+        }
+        if let Some(i) = self.intent
+            && self.cut_at.is_none()
+            && i.end.lsn >= self.end.lsn
+        {
+            let what = format!("the log ends at LSN {}, before the place where it was being cut", self.end.lsn);
+            return Err(Error::corruption(&self.log_dir.join(INTENT), 0, Some(i.end.lsn), what));
+        }
+        let Some(last) = self.walked.last() else {
+            // Nothing was ever written: `base` may be all there is, but not less than is known.
+            return self.check_known(known_durable, &segment::path(self.log_dir, 1), 0);
+        };
+        let x = self.end.lsn.next();
+        let rest = usize::try_from(last.end).ok().and_then(|at| self.last_bytes.get(at..)).unwrap_or_default();
+        let mut at = 0;
+        while let Some(found) = rest.get(at..) {
+            if found.len() < frame::HEADER_BYTES {
+                break;
+            }
+            if let Some(durable) = frame::evidence(found, last.header.salt)
+                && durable >= x
+            {
+                let offset = last.end + at as u64;
+                let what =
+                    format!("no valid record here, but the frame at offset {offset} says LSN {durable} was durable");
+                return Err(Error::corruption(&last.path, last.end, Some(x), what));
             }
             at += 8;
         }
+        self.check_known(known_durable.max(self.evidence), &last.path, last.end)
     }
-    Ok(Scan { segment, last, records, end: end as u64, bad, clean, evidence })
-}
 
-/// All segment files with a whole header, in order; the others (prepared, or torn while being
-/// prepared) are returned apart.
-fn list(env: &Env, dir: &Path) -> Result<(Vec<Segment>, Vec<std::path::PathBuf>)> {
-    let names = env.fs.list(dir).map_err(|e| Error::io("list", dir, e))?;
-    let (mut segments, mut unused) = (Vec::new(), Vec::new());
-    for number in names.iter().filter_map(|n| sequence(n)) {
-        let path = path(dir, number);
-        let file = env.fs.open(&path, OpenMode::Write).map_err(|e| Error::io("open", &path, e))?;
-        let len = file.len().map_err(|e| Error::io("read", &path, e))?;
-        if len > SEGMENT_BYTES_MAX {
-            return Err(Error::corruption(&path, 0, None, format!("a segment of {len} bytes is over its bound")));
+    fn check_known(&self, known: Lsn, path: &Path, offset: u64) -> Result<()> {
+        if self.end.lsn >= known {
+            return Ok(());
         }
-        let mut head = vec![0u8; usize::try_from(len.min(FIRST_FRAME)).unwrap_or(0)];
-        read_exact_at(&*file, &mut head, 0).map_err(|e| Error::io("read", &path, e))?;
-        match SegmentHeader::decode(&path, &head)? {
-            Some(header) if header.sequence == number => {
-                segments.push(Segment { path, file, header, len, index: Vec::new() });
+        let what = format!("the log ends at LSN {}, but LSN {known} is known to have been durable", self.end.lsn);
+        Err(Error::corruption(path, offset, Some(self.end.lsn.next()), what))
+    }
+
+    /// Brings the disk to what was decided and makes it durable, before anything is appended.
+    fn repair(mut self, options: &Options, dir: &Path) -> Result<(Log, Recovered)> {
+        let finished_cut = self.cut_is_live;
+        if let Some((i, offset)) = self.cut_at.filter(|_| finished_cut) {
+            self.unused.splice(0..0, self.walked.split_off(i + 1).into_iter().map(|w| w.path));
+            if let Some(w) = self.walked.last_mut() {
+                w.end = offset;
+                self.last_bytes = read_segment(&*w.file, &w.path)?;
             }
-            Some(_) => return Err(Error::corruption(&path, 0, None, "the segment has another one's number")),
-            None => unused.push(path),
         }
-    }
-    Ok((segments, unused))
-}
-
-impl Log {
-    /// Opens the log of the data directory `data`, recovering it, or makes one that starts after
-    /// `base`. `known_durable` is what the caller knows to have been durable; `base` is the newest
-    /// position that the caller has without the log.
-    ///
-    /// # Errors
-    /// `Corruption` (nothing was changed), `Format`, or the operating system's.
-    pub fn open(
-        env: Env,
-        data: &Path,
-        options: &Options,
-        known_durable: Lsn,
-        base: Position,
-    ) -> Result<(Self, Recovered)> {
-        let dir = Self::dir_of(data);
-        env.fs.create_dir_all(&dir).map_err(|e| Error::io("create", &dir, e))?;
-        env.fs.sync_dir(data).map_err(|e| Error::io("sync", data, e))?;
-        truncate::finish_interrupted(&env, data)?;
-        let (segments, unused) = list(&env, &dir)?;
-        let mut recovered = Recovered { last: base, ..Recovered::default() };
-        let mut kept = Vec::new();
-        let mut end = FIRST_FRAME;
-        if segments.is_empty() {
-            if known_durable > base.lsn {
-                let what = format!("the log is missing, but records up to LSN {known_durable} were durable");
-                return Err(Error::corruption(&dir, 0, Some(base.lsn.next()), what));
-            }
-        } else {
-            let found = walk(segments, known_durable, &base)?;
-            recovered.records = found.iter().map(|s| s.records).sum();
-            (kept, end) = settle(&env, &dir, found, &mut recovered)?;
-        }
-        for path in unused {
-            env.fs.remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
-        }
-        env.fs.sync_dir(&dir).map_err(|e| Error::io("sync", &dir, e))?;
-        let log = Self::assemble(env, data, options, kept, end, recovered.last);
-        if log.state().segments.is_empty() {
-            let mut state = log.state();
-            log.begin(&mut state)?;
-        }
-        Ok((log, recovered))
-    }
-
-    fn assemble(env: Env, data: &Path, options: &Options, segments: Vec<Segment>, end: u64, last: Position) -> Self {
-        let state = State {
-            segments,
-            prepared: None,
-            end,
-            jobs: Vec::new(),
-            buffer: Vec::new(),
-            buffered_bytes: 0,
-            last,
-            written: last.lsn,
-            tail: VecDeque::new(),
-            tail_bytes: 0,
-            evidenced: Lsn::ZERO,
-            stopped: None,
+        let created = self.walked.is_empty();
+        let torn = match self.walked.last() {
+            Some(last) => self.clean(last)?,
+            None => None,
         };
-        Self {
-            env,
-            dir: data.to_owned(),
-            options: options.clone(),
-            state: Mutex::new(state),
-            writer: Mutex::new(()),
-            group: Mutex::new(Group::default()),
-            group_changed: Condvar::new(),
-            appended: Watermark::new(last.lsn),
-            // What recovery read back is on the disk or will be cut by nobody; `settle` synced it.
-            durable: Watermark::new(last.lsn),
-            slots: std::sync::Arc::default(),
+        if created {
+            let made = self.create(options.segment_bytes.min(SEGMENT_BYTES_MAX))?;
+            self.walked.push(made);
         }
+        let recovered = Recovered {
+            end: self.end,
+            oldest: self.walked.first().map_or(Lsn::MAX, |w| w.header.base.lsn.next()),
+            records: self.records,
+            torn: torn.filter(|_| !finished_cut),
+            finished_cut,
+            created,
+        };
+        Ok((self.into_log(options, dir), recovered))
     }
 
-    /// For tests and repair: whether the log has stopped.
-    #[must_use]
-    pub fn is_stopped(&self) -> bool {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).stopped.is_some()
+    /// Removes unused segments and zeroes what stands behind the end; writes again what may be in
+    /// the page cache only.
+    fn clean(&self, last: &Walked) -> Result<Option<TornTail>> {
+        let io = |action, e| Error::io(action, &last.path, e);
+        let start = usize::try_from(last.end).unwrap_or(usize::MAX);
+        let rest = self.last_bytes.get(start..).unwrap_or_default();
+        let dirty = rest.iter().rposition(|b| *b != 0).map_or(0, |i| i + 1);
+        last.file.write_all_at(&last.header.encode(), 0).map_err(|e| io("write", e))?;
+        if let Some((_, from)) = self.unproven.front()
+            && let Some(bytes) = usize::try_from(*from).ok().and_then(|from| self.last_bytes.get(from..start))
+        {
+            last.file.write_all_at(bytes, *from).map_err(|e| io("write", e))?;
+        }
+        let place = (&*last.file, last.path.as_path());
+        let range = (last.end, last.end + dirty as u64);
+        truncate::finish(self.env, self.log_dir, self.unused.clone().into_iter(), place, range)?;
+        let (path, offset, lsn) = (last.path.clone(), last.end, self.end.lsn.next());
+        Ok((dirty > 0).then_some(TornTail { path, offset, bytes: dirty as u64, lsn }))
+    }
+
+    /// Makes the first segment.
+    fn create(&self, bytes: u64) -> Result<Walked> {
+        for path in self.unused.iter().rev() {
+            self.env.fs.remove_file(path).map_err(|e| Error::io("remove", path, e))?;
+        }
+        let mut blank = Blank::create(self.env, self.log_dir, 1, bytes)?;
+        while !blank.fill(self.env, self.log_dir)? {}
+        let made = blank.into_segment(new_salt(self.env), self.base);
+        made.write_header().map_err(|e| Error::io("write the header of", &made.path, e))?;
+        let header = made.header();
+        Ok(Walked { path: made.path, file: made.file, header, index: Vec::new(), end: FRAMES_AT })
+    }
+
+    fn into_log(self, options: &Options, dir: &Path) -> Log {
+        let offset = self.walked.last().map_or(FRAMES_AT, |w| w.end);
+        let recovered = |w: Walked| Arc::new(Segment::recovered(w.path, w.file, &w.header, w.index));
+        let segments: VecDeque<Arc<Segment>> = self.walked.into_iter().map(recovered).collect();
+        #[expect(clippy::expect_used, reason = "`repair` makes a segment when there is none")]
+        let newest = Arc::clone(segments.back().expect("a log has a segment"));
+        let end = self.end.lsn;
+        let next_seq = newest.seq + 1;
+        newest.forget_above(end);
+        let shared = Shared {
+            env: self.env.clone(),
+            dir: dir.to_owned(),
+            log_dir: self.log_dir.to_owned(),
+            segment_bytes: options.segment_bytes.min(SEGMENT_BYTES_MAX),
+            retained_bytes: options.retained_log_bytes,
+            head: Mutex::new(Head::new(self.end, self.evidence, newest, offset)),
+            prepare: Mutex::new(Prepare::new(next_seq)),
+            segments: Mutex::new(segments),
+            tail: Mutex::new(Tail::new(end, options.tail_memory_bytes)),
+            gate: Gate::default(),
+            slots: Slots::default(),
+            appended: Watermark::new(end),
+            durable: Watermark::new(end),
+            written: AtomicU64::new(end.0),
+            pending_bytes: AtomicUsize::new(0),
+            stopped: OnceLock::new(),
+        };
+        Log { shared: Arc::new(shared) }
     }
 }
 
-/// Follows the records through the segments; refuses what is provably damaged.
-fn walk(segments: Vec<Segment>, known_durable: Lsn, base: &Position) -> Result<Vec<Scan>> {
-    let mut scans = Vec::new();
-    for segment in segments {
-        scans.push(scan(segment)?);
+fn read_segment(file: &dyn File, path: &Path) -> Result<Vec<u8>> {
+    let len = file.len().map_err(|e| Error::io("read", path, e))?;
+    if len > SEGMENT_BYTES_MAX {
+        let what = format!("file of {len} bytes, over the bound of {SEGMENT_BYTES_MAX}");
+        return Err(Error::corruption(path, 0, None, what));
     }
-    let Some(first) = scans.first() else { return Ok(scans) };
-    if first.segment.header.base.lsn > base.lsn {
-        let (path, missing) = (first.segment.path.clone(), base.lsn.next());
-        let what =
-            format!("the log starts at LSN {}, older segments are missing", first.segment.header.base.lsn.next());
-        return Err(Error::corruption(&path, 0, Some(missing), what));
-    }
-    // Everything that anything says was durable.
-    let proof =
-        scans.iter().map(|s| s.evidence.max(s.segment.header.base.lsn)).max().unwrap_or_default().max(known_durable);
-    for (i, s) in scans.iter().enumerate() {
-        let next = scans.get(i + 1);
-        let goes_on = next.is_some_and(|n| n.segment.header.base == s.last);
-        if !goes_on && s.last.lsn < proof {
-            let what = s.bad.unwrap_or("records are missing");
-            let what = format!("{what}, but records up to LSN {proof} were durable");
-            return Err(Error::corruption(&s.segment.path, s.end, Some(s.last.lsn.next()), what));
-        }
-        if next.is_some() && !goes_on {
-            // The next header proves a record that this segment does not have.
-            let what = "the segment ends before the next one begins";
-            return Err(Error::corruption(&s.segment.path, s.end, Some(s.last.lsn.next()), what));
-        }
-    }
-    Ok(scans)
+    let mut bytes = vec![0; usize::try_from(len).unwrap_or_default()];
+    crate::fs::read_exact_at(file, &mut bytes, 0).map_err(|e| Error::io("read", path, e))?;
+    Ok(bytes)
 }
 
-/// Cuts a torn tail, syncs what was read, and returns the segments with the end of the last one.
-fn settle(env: &Env, dir: &Path, scans: Vec<Scan>, recovered: &mut Recovered) -> Result<(Vec<Segment>, u64)> {
-    let Some(last) = scans.last() else { return Ok((Vec::new(), FIRST_FRAME)) };
-    let (path, file, end) = (last.segment.path.clone(), last.segment.file.clone(), last.end);
-    recovered.last = last.last;
-    if !last.clean {
-        recovered.torn_bytes = last.segment.len - end;
-        recovered.torn_at = Some((path.clone(), end));
-        zero(&*file, end, last.segment.len).map_err(|e| Error::io("write", &path, e))?;
-    }
-    // Records read from the page cache after a kill may not be on the disk yet.
-    let fatal = |e: std::io::Error| {
-        (env.fatal)(&format!("cannot sync {}: {e}", path.display()));
-        Error::Stopped(format!("cannot sync {}: {e}", path.display()))
-    };
-    for scan in &scans {
-        scan.segment.file.sync_data().map_err(fatal)?;
-    }
-    env.fs.sync_dir(dir).map_err(|e| Error::io("sync", dir, e))?;
-    Ok((scans.into_iter().map(|s| s.segment).collect(), end))
+/// A record above `above` in a segment without a header.
+fn find_record(bytes: &[u8], above: Lsn) -> Option<(usize, Lsn)> {
+    (FRAMES_AT as usize..bytes.len()).step_by(8).find_map(|at| {
+        let f = frame::decode(bytes.get(at..)?, None).ok()?;
+        let lsn = Record::decode(f.record).ok()?.header.lsn;
+        (lsn > above).then_some((at, lsn))
+    })
 }

@@ -1,162 +1,278 @@
-//! A segment: one file of the log, written to its full length with zeros before its first use, so
-//! that a commit never waits for the file system to allocate.
+//! The segment: one file of the log, zero-filled when made and never growing, so that a commit
+//! touches data blocks only.
 //!
-//! ```text
-//! 0    magic [8] | format u32 | salt u32 | sequence u64
-//! 24   base: epoch u64 | lsn u64 | commit_ts u64 | chain [16]   the record before the first
-//! 64   checksum u64 (xxh3-64 of all before)
-//! 4096 frames
-//! ```
+//! Owns: file names, the header block, making of blank segments, the sparse index. Never: frames'
+//! content, which segments exist.
 //!
-//! A header of zeros is a segment that is prepared but not in use. The header is written only after
-//! everything before it is synced, so it proves the segment before it complete. Owns: that format.
-//! Never: records.
+//! A segment becomes part of the log when its header is written. The writer does so only after all
+//! records before it are synced, and syncs the header before the first frame: a readable header
+//! proves everything up to its base, and a frame proves the header.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::codec::{Cursor, Malformed};
+use crate::codec::Cursor;
 use crate::env::Env;
 use crate::error::{Error, Result};
+use crate::fault::{Bug, planted};
 use crate::fs::{File, OpenMode};
 use crate::lsn::{Chain, CommitTs, Epoch, Lsn, Position};
 
-/// Offset of the first frame.
-pub(super) const FIRST_FRAME: u64 = 4096;
-const MAGIC: [u8; 8] = *b"mslog\0\0\x01";
-const FORMAT: u32 = 1;
-const HEADER_BYTES: usize = 72;
-/// Distance between entries of the sparse index, in bytes.
-const INDEX_STEP: u64 = 64 << 10;
-const ZEROS: usize = 1 << 20;
+/// Bytes kept for the header; frames start here.
+pub(super) const FRAMES_AT: u64 = 4096;
+/// Largest segment that is read, in bytes.
+pub(super) const SEGMENT_BYTES_MAX: u64 = 1 << 30;
+/// Zeros are written in pieces of this size, so that no commit waits behind a long write.
+const PIECE: usize = 1 << 20;
+/// Distance of index entries in bytes: a reader starts at most this far before its record.
+const INDEX_EVERY: u64 = 64 << 10;
+const MAGIC: [u8; 8] = *b"mainstl\n";
+const VERSION: u32 = 1;
+const HEADER_LEN: usize = 88;
 
-/// A segment's header.
+/// The header block's content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct SegmentHeader {
+pub(super) struct Header {
+    pub(super) seq: u64,
+    /// Size of the file, so that a file cut short by something else is noticed.
+    pub(super) bytes: u64,
     pub(super) salt: u32,
-    pub(super) sequence: u64,
+    /// The record before the first one.
     pub(super) base: Position,
 }
 
-impl SegmentHeader {
+/// What stands where a header should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    Header(Header),
+    /// Nothing readable: never used, half-made, or damaged.
+    Nothing,
+    /// A whole header of a newer format.
+    Newer(u32),
+}
+
+impl Header {
     pub(super) fn encode(&self) -> Vec<u8> {
-        let mut out = MAGIC.to_vec();
-        out.extend_from_slice(&FORMAT.to_le_bytes());
+        let mut out = Vec::with_capacity(HEADER_LEN);
+        out.extend_from_slice(&MAGIC);
+        out.extend_from_slice(&VERSION.to_le_bytes());
         out.extend_from_slice(&self.salt.to_le_bytes());
-        out.extend_from_slice(&self.sequence.to_le_bytes());
-        for word in [self.base.epoch.0, self.base.lsn.0, self.base.ts.0] {
-            out.extend_from_slice(&word.to_le_bytes());
+        for v in [self.seq, self.bytes, self.base.lsn.next().0] {
+            out.extend_from_slice(&v.to_le_bytes());
+        }
+        for v in [self.base.epoch.0, self.base.lsn.0, self.base.ts.0] {
+            out.extend_from_slice(&v.to_le_bytes());
         }
         out.extend_from_slice(&self.base.chain.0);
-        let sum = xxh3_64(&out);
-        out.extend_from_slice(&sum.to_le_bytes());
+        out.extend_from_slice(&xxh3_64(&out).to_le_bytes());
         out
     }
 
-    /// Reads a header; `None` for a block of zeros (a prepared segment) or a torn one.
-    pub(super) fn decode(path: &Path, bytes: &[u8]) -> Result<Option<Self>> {
-        Self::parse(bytes).map_or(Ok(None), |(format, header)| {
-            if format == FORMAT {
-                Ok(Some(header))
-            } else {
-                Err(Error::Format { path: path.to_owned(), found: format, known: FORMAT })
-            }
-        })
+    pub(super) fn decode(block: &[u8]) -> Found {
+        Self::read(block).unwrap_or(Found::Nothing)
     }
 
-    fn parse(bytes: &[u8]) -> std::result::Result<(u32, Self), Malformed> {
-        let mut c = Cursor::new(bytes);
-        let magic = c.array::<8>()?;
-        let format = c.u32()?;
-        let (salt, sequence) = (c.u32()?, c.u64()?);
-        let (epoch, lsn, ts) = (Epoch(c.u64()?), Lsn(c.u64()?), CommitTs(c.u64()?));
-        let chain = Chain(c.array()?);
-        let sum = c.u64()?;
-        let covered = bytes.get(..HEADER_BYTES - 8).ok_or(Malformed("header"))?;
-        if magic != MAGIC || sum != xxh3_64(covered) {
-            return Err(Malformed("segment header"));
+    fn read(block: &[u8]) -> Option<Found> {
+        let head = block.get(..HEADER_LEN)?;
+        let (fields, sum) = head.split_last_chunk::<8>()?;
+        let mut c = Cursor::new(fields);
+        if c.array().ok()? != MAGIC || u64::from_le_bytes(*sum) != xxh3_64(fields) {
+            return None;
         }
-        Ok((format, Self { salt, sequence, base: Position { epoch, lsn, chain, ts } }))
-    }
-}
-
-/// An open segment.
-#[derive(Debug)]
-pub(super) struct Segment {
-    pub(super) path: PathBuf,
-    pub(super) file: Arc<dyn File>,
-    pub(super) header: SegmentHeader,
-    pub(super) len: u64,
-    /// LSN and offset of a frame every 64 KiB, ascending.
-    pub(super) index: Vec<(Lsn, u64)>,
-}
-
-impl Segment {
-    /// Remembers a frame if it is far enough from the last remembered one.
-    pub(super) fn note(&mut self, lsn: Lsn, offset: u64) {
-        if self.index.last().is_none_or(|(_, at)| offset >= at + INDEX_STEP) {
-            self.index.push((lsn, offset));
+        let version = c.u32().ok()?;
+        if version != VERSION {
+            return Some(Found::Newer(version));
         }
+        let salt = c.u32().ok()?;
+        let (seq, bytes, first) = (c.u64().ok()?, c.u64().ok()?, c.u64().ok()?);
+        let base = Position {
+            epoch: Epoch(c.u64().ok()?),
+            lsn: Lsn(c.u64().ok()?),
+            ts: CommitTs(c.u64().ok()?),
+            chain: Chain(c.array().ok()?),
+        };
+        (first == base.lsn.next().0 && salt != 0).then_some(Found::Header(Header { seq, bytes, salt, base }))
     }
-
-    /// An offset at or before the frame of `lsn`.
-    pub(super) fn seek(&self, lsn: Lsn) -> u64 {
-        let after = self.index.partition_point(|(l, _)| *l <= lsn);
-        after.checked_sub(1).and_then(|i| self.index.get(i)).map_or(FIRST_FRAME, |(_, at)| *at)
-    }
 }
 
-/// The path of a segment.
-pub(super) fn path(dir: &Path, sequence: u64) -> PathBuf {
-    dir.join(format!("{sequence:016x}.log"))
+/// Name of a segment's file.
+pub(super) fn path(log_dir: &Path, seq: u64) -> PathBuf {
+    log_dir.join(format!("{seq:016x}.log"))
 }
 
-/// The sequence number in a file name, if it is a segment's.
-pub(super) fn sequence(name: &str) -> Option<u64> {
-    let hex = name.strip_suffix(".log").filter(|h| h.len() == 16)?;
-    u64::from_str_radix(hex, 16).ok().filter(|n| format!("{n:016x}") == hex)
+/// The sequence number that a file name carries, if it is that of a segment.
+pub(super) fn parse_name(name: &str) -> Option<u64> {
+    let hex = name.strip_suffix(".log")?;
+    let plain = hex.len() == 16 && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    if plain { u64::from_str_radix(hex, 16).ok() } else { None }
 }
 
-/// Fills `from..to` with zeros, in bounded pieces.
-pub(super) fn zero(file: &dyn File, from: u64, to: u64) -> std::io::Result<()> {
-    let zeros = vec![0u8; ZEROS];
+/// Writes zeros to `from..to` in pieces.
+pub(super) fn write_zeros(file: &dyn File, from: u64, to: u64) -> std::io::Result<()> {
     let mut at = from;
+    let zeros = vec![0; PIECE.min(usize::try_from(to.saturating_sub(from)).unwrap_or(PIECE))];
     while at < to {
-        let n = ZEROS.min(usize::try_from(to - at).unwrap_or(ZEROS));
-        file.write_all_at(zeros.get(..n).unwrap_or_default(), at)?;
+        let n = usize::try_from(to - at).unwrap_or(PIECE).min(PIECE);
+        file.write_all_at(&zeros[..n], at)?;
         at += n as u64;
     }
     Ok(())
 }
 
-/// A segment file full of zeros, synced, whose header is not written yet.
+/// A segment in the making or made ahead: zeros, no header yet.
 #[derive(Debug)]
-pub(super) struct Prepared {
+pub(super) struct Blank {
+    pub(super) seq: u64,
     pub(super) path: PathBuf,
     pub(super) file: Arc<dyn File>,
-    pub(super) sequence: u64,
-    pub(super) len: u64,
+    pub(super) bytes: u64,
+    filled: u64,
+    synced: bool,
 }
 
-/// Makes a file of zeros. A failure leaves no file, so that a full disk costs nothing.
-pub(super) fn prepare(env: &Env, dir: &Path, sequence: u64, len: u64) -> Result<Prepared> {
-    let path = path(dir, sequence);
-    let file = env.fs.open(&path, OpenMode::CreateNew).map_err(|e| Error::io("create", &path, e))?;
-    if let Err(e) = zero(&*file, 0, len) {
-        let _ = env.fs.remove_file(&path);
-        return Err(Error::io("write", &path, e));
+impl Blank {
+    /// Creates the file. Its name is durable only when [`Blank::fill`] says so.
+    pub(super) fn create(env: &Env, log_dir: &Path, seq: u64, bytes: u64) -> Result<Self> {
+        let path = path(log_dir, seq);
+        let file = env.fs.open(&path, OpenMode::CreateNew).map_err(|e| Error::io("create", &path, e))?;
+        Ok(Self { seq, path, file, bytes, filled: 0, synced: false })
     }
-    let synced = file.sync_data().and_then(|()| {
-        if crate::fault::planted(crate::fault::Bug::SkipDirectorySync) { Ok(()) } else { env.fs.sync_dir(dir) }
-    });
-    match synced {
-        Ok(()) => Ok(Prepared { path, file, sequence, len }),
-        Err(e) => {
-            let _ = env.fs.remove_file(&path);
-            // Nothing of value was in it: no record is lost by this failure.
-            Err(Error::io("sync", &path, e))
+
+    /// Writes one more piece of zeros, or syncs. True when the segment is ready for use.
+    pub(super) fn fill(&mut self, env: &Env, log_dir: &Path) -> Result<bool> {
+        if self.filled < self.bytes {
+            let to = (self.filled + PIECE as u64).min(self.bytes);
+            write_zeros(&*self.file, self.filled, to).map_err(|e| Error::io("write", &self.path, e))?;
+            self.filled = to;
+        } else if !self.synced {
+            self.file.sync_data().map_err(|e| Error::io("sync", &self.path, e))?;
+            if !planted(Bug::SkipDirectorySync) {
+                // Not `Error::io`: a directory sync that failed for want of room is final as well.
+                let failed = |source| Error::Io { action: "sync", path: log_dir.to_owned(), source };
+                env.fs.sync_dir(log_dir).map_err(failed)?;
+            }
+            self.synced = true;
+        }
+        Ok(self.synced)
+    }
+
+    /// Gives the segment its place in the log.
+    pub(super) fn into_segment(self, salt: u32, base: Position) -> Segment {
+        Segment {
+            seq: self.seq,
+            path: self.path,
+            file: self.file,
+            bytes: self.bytes,
+            salt,
+            base,
+            index: Mutex::default(),
+            header_synced: AtomicBool::new(false),
+        }
+    }
+}
+
+/// A segment of the log.
+#[derive(Debug)]
+pub(super) struct Segment {
+    pub(super) seq: u64,
+    pub(super) path: PathBuf,
+    pub(super) file: Arc<dyn File>,
+    pub(super) bytes: u64,
+    pub(super) salt: u32,
+    /// The record before the first one in here.
+    pub(super) base: Position,
+    index: Mutex<Vec<(Lsn, u64)>>,
+    header_synced: AtomicBool,
+}
+
+impl Segment {
+    /// A segment found at recovery.
+    pub(super) fn recovered(path: PathBuf, file: Arc<dyn File>, h: &Header, index: Vec<(Lsn, u64)>) -> Self {
+        Self {
+            seq: h.seq,
+            path,
+            file,
+            bytes: h.bytes,
+            salt: h.salt,
+            base: h.base,
+            index: Mutex::new(index),
+            header_synced: AtomicBool::new(true),
+        }
+    }
+
+    pub(super) fn header(&self) -> Header {
+        Header { seq: self.seq, bytes: self.bytes, salt: self.salt, base: self.base }
+    }
+
+    /// Whether the header is on disk, so that recovery can start with this segment.
+    pub(super) fn header_synced(&self) -> bool {
+        self.header_synced.load(Ordering::Acquire)
+    }
+
+    /// Writes the header and syncs it.
+    pub(super) fn write_header(&self) -> std::io::Result<()> {
+        self.file.write_all_at(&self.header().encode(), 0)?;
+        self.file.sync_data()?;
+        self.header_synced.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Notes that the frame of record `lsn` starts at `offset`.
+    pub(super) fn note(&self, lsn: Lsn, offset: u64) {
+        let mut index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
+        index_push(&mut index, lsn, offset);
+    }
+
+    /// An offset at which a frame starts, at or before that of the first record at or above `lsn`.
+    pub(super) fn seek(&self, lsn: Lsn) -> u64 {
+        let index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
+        let after = index.partition_point(|(l, _)| *l <= lsn);
+        after.checked_sub(1).and_then(|i| index.get(i)).map_or(FRAMES_AT, |(_, offset)| *offset)
+    }
+
+    /// Forgets what lies above `lsn`.
+    pub(super) fn forget_above(&self, lsn: Lsn) {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner).retain(|(l, _)| *l <= lsn);
+    }
+}
+
+/// Adds an index entry if the last one is far enough away.
+pub(super) fn index_push(index: &mut Vec<(Lsn, u64)>, lsn: Lsn, offset: u64) {
+    let last = index.last().map_or(FRAMES_AT, |(_, o)| *o);
+    if offset >= last + INDEX_EVERY {
+        index.push((lsn, offset));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_flipped_bit_of_a_header_is_noticed() {
+        let base = Position { epoch: Epoch(2), lsn: Lsn(9), chain: Chain([3; 16]), ts: CommitTs(44) };
+        let header = Header { seq: 5, bytes: 1 << 20, salt: 77, base };
+        let block = header.encode();
+        assert_eq!(block.len(), HEADER_LEN);
+        assert_eq!(Header::decode(&block), Found::Header(header));
+        for bit in 0..block.len() * 8 {
+            let mut bad = block.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(Header::decode(&bad), Found::Nothing, "bit {bit}");
+        }
+        assert_eq!(Header::decode(&block[..50]), Found::Nothing);
+    }
+
+    #[test]
+    fn names_round_trip_and_others_are_not_ours() {
+        let p = path(Path::new("x"), 0x1f);
+        assert_eq!(p, Path::new("x/000000000000001f.log"));
+        assert_eq!(parse_name("000000000000001f.log"), Some(0x1f));
+        for other in ["1f.log", "000000000000001F.log", "000000000000001f", "+00000000000001f.log", "cut"] {
+            assert_eq!(parse_name(other), None, "{other}");
         }
     }
 }

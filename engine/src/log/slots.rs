@@ -1,122 +1,120 @@
-//! Slots: who still needs which part of the log, and for how long that is respected.
+//! Slots and release: which segments still have a reader, and deleting the others.
 //!
-//! Owns: claims and the release of segments. Never: an unbounded claim; a slot that holds more than
-//! its share is lost, and its owner falls back to a checkpoint or the archive \[I12\].
+//! Owns: the bound on log kept for slow readers. Never: waiting for a reader.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
-use super::Log;
+use super::{Shared, lock};
 use crate::error::{Error, Result};
 use crate::lsn::Lsn;
 
-#[derive(Clone, Debug)]
-struct Claim {
-    name: String,
-    at: Lsn,
-    lost: bool,
-}
-
-#[derive(Debug, Default)]
-pub(super) struct Slots {
-    claims: Mutex<(u64, BTreeMap<u64, Claim>)>,
-}
-
-impl Slots {
-    fn lock(&self) -> MutexGuard<'_, (u64, BTreeMap<u64, Claim>)> {
-        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A reader's claim on the log from an LSN on. Dropping it gives the claim up.
-#[derive(Debug)]
-pub struct Slot {
-    id: u64,
-    slots: Arc<Slots>,
-}
-
-/// A slot, for status.
+/// A slot as seen by status.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SlotStatus {
-    /// Whose it is.
+pub struct SlotInfo {
+    /// Who holds it.
     pub name: String,
-    /// First LSN still needed.
+    /// Its holder has everything up to here.
     pub at: Lsn,
-    /// It held too much and no longer counts.
+    /// It lagged too far and pins nothing any more; its holder needs a checkpoint.
     pub lost: bool,
 }
 
+#[derive(Debug, Default)]
+struct Table {
+    next_id: u64,
+    slots: BTreeMap<u64, SlotInfo>,
+}
+
+/// All slots.
+#[derive(Debug, Default)]
+pub(super) struct Slots(Arc<Mutex<Table>>);
+
+/// A reader's hold on the log; dropping it lets go.
+#[derive(Debug)]
+pub struct Slot {
+    id: u64,
+    table: Arc<Mutex<Table>>,
+}
+
 impl Slot {
-    /// Everything below `at` is no longer needed.
-    pub fn advance(&self, at: Lsn) {
-        if let Some(claim) = self.slots.lock().1.get_mut(&self.id) {
-            claim.at = claim.at.max(at);
+    /// The holder has everything up to `lsn`. Going back has no effect.
+    pub fn advance(&self, lsn: Lsn) {
+        if let Some(s) = lock(&self.table).slots.get_mut(&self.id) {
+            s.at = s.at.max(lsn);
         }
     }
 
-    /// Whether the claim was given up because it held too much.
+    /// Whether it lagged too far; this is final, take a new slot after a checkpoint.
     #[must_use]
-    pub fn is_lost(&self) -> bool {
-        self.slots.lock().1.get(&self.id).is_none_or(|c| c.lost)
+    pub fn lost(&self) -> bool {
+        lock(&self.table).slots.get(&self.id).is_none_or(|s| s.lost)
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.slots.lock().1.remove(&self.id);
+        lock(&self.table).slots.remove(&self.id);
     }
 }
 
-impl Log {
-    /// Claims the log from `at` on.
-    #[must_use]
-    pub fn slot(&self, name: &str, at: Lsn) -> Slot {
-        let mut slots = self.slots.lock();
-        slots.0 += 1;
-        let id = slots.0;
-        slots.1.insert(id, Claim { name: name.to_owned(), at, lost: false });
-        Slot { id, slots: Arc::clone(&self.slots) }
+impl Slots {
+    pub(super) fn add(&self, name: &str, at: Lsn) -> Slot {
+        let mut t = lock(&self.0);
+        let id = t.next_id;
+        t.next_id += 1;
+        t.slots.insert(id, SlotInfo { name: name.to_owned(), at, lost: false });
+        Slot { id, table: Arc::clone(&self.0) }
     }
 
-    /// All claims.
-    #[must_use]
-    pub fn slots(&self) -> Vec<SlotStatus> {
-        let slots = self.slots.lock();
-        slots.1.values().map(|c| SlotStatus { name: c.name.clone(), at: c.at, lost: c.lost }).collect()
+    pub(super) fn list(&self) -> Vec<SlotInfo> {
+        lock(&self.0).slots.values().cloned().collect()
     }
 
-    /// Deletes segments that neither the tree (which has flushed up to `flushed`) nor any slot
-    /// needs. A slot that holds more than the retained bytes is lost.
-    ///
-    /// # Errors
-    /// The operating system's; nothing is lost by them.
-    pub fn release(&self, flushed: Lsn) -> Result<()> {
-        let mut removed = Vec::new();
-        let mut state = self.state();
-        let mut slots = self.slots.lock();
-        for claim in slots.1.values_mut() {
-            let held = state.segments.iter().skip(1).filter(|s| s.header.base.lsn >= claim.at);
-            let bytes: u64 = held.map(|s| s.len).sum();
-            claim.lost |= bytes > self.options.retained_log_bytes;
-        }
-        let claimed = slots.1.values().filter(|c| !c.lost).map(|c| c.at.prev()).min().unwrap_or(Lsn::MAX);
-        drop(slots);
-        let keep_above = flushed.min(claimed);
-        // Only what is in the files and synced may go, and never the last segment.
-        while let [_, next, ..] = state.segments.as_slice() {
-            if next.header.base.lsn > keep_above || next.header.base.lsn > self.durable.get() {
-                break;
+    /// Marks the slots that lag too far, and returns the lowest LSN that the others hold.
+    fn floor(&self, lags_too_far: impl Fn(Lsn) -> bool) -> Lsn {
+        let mut t = lock(&self.0);
+        let mut floor = Lsn::MAX;
+        for s in t.slots.values_mut() {
+            s.lost |= lags_too_far(s.at);
+            if !s.lost {
+                floor = floor.min(s.at);
             }
-            removed.push(state.segments.remove(0).path);
         }
-        drop(state);
-        for path in &removed {
+        floor
+    }
+}
+
+impl Shared {
+    pub(super) fn release(&self, flushed: Lsn) -> Result<usize> {
+        self.check_stopped()?;
+        let held = self.retained();
+        // Bytes of segments wholly above a slot, the part of the segment it is in left out.
+        let lag = |at: Lsn| held.iter().filter(|(base, _)| *base >= at).map(|(_, bytes)| bytes).sum::<u64>();
+        let floor = self.slots.floor(|at| lag(at) > self.retained_bytes).min(flushed);
+        let mut removed = 0;
+        while let Some(oldest) = self.pop_released(floor) {
+            let path = &oldest.path;
             self.env.fs.remove_file(path).map_err(|e| Error::io("remove", path, e))?;
+            // One name at a time: a crash must not leave a hole between older and newer segments.
+            self.env.fs.sync_dir(&self.log_dir).map_err(|e| self.fatal_io("sync", &self.log_dir, e))?;
+            removed += 1;
         }
-        if !removed.is_empty() {
-            let dir = Self::dir_of(&self.dir);
-            self.env.fs.sync_dir(&dir).map_err(|e| Error::io("sync", &dir, e))?;
-        }
-        Ok(())
+        Ok(removed)
+    }
+
+    /// Base and bytes in use of each segment.
+    fn retained(&self) -> Vec<(Lsn, u64)> {
+        let used = lock(&self.head).offset;
+        let segments = lock(&self.segments);
+        let newest = segments.len().saturating_sub(1);
+        segments.iter().enumerate().map(|(i, s)| (s.base.lsn, if i == newest { used } else { s.bytes })).collect()
+    }
+
+    fn pop_released(&self, floor: Lsn) -> Option<Arc<super::Segment>> {
+        let mut segments = lock(&self.segments);
+        // Recovery has to find a segment to start with, so the next one's header must be on disk.
+        let next = segments.get(1)?;
+        if next.base.lsn <= floor && next.header_synced() { segments.pop_front() } else { None }
     }
 }

@@ -1,201 +1,252 @@
-//! Cutting an uncommitted tail: when another reign decided what stands above an LSN.
+//! Cutting an uncommitted tail: save it, write down the intent, then zero \[I8\].
 //!
-//! The cut is a plan on disk before it begins (`log/CUT`), so that a crash in the middle is finished
-//! at the next open instead of looking like corruption. What is cut is kept under `diverged/`.
-//! Owns: that procedure. Never: cuts at or below the commit LSN \[I8\].
+//! Owns: `<data>/diverged/` and the intent file. Never: deciding what is committed or diverged.
+//!
+//! Zeroing many places is not atomic, and frames left behind a half-made cut would say that the
+//! missing ones were durable. So the intent is made durable first: from then on the log is cut, and
+//! recovery finishes the work.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::Log;
-use super::frame::{Found, decode};
-use super::segment::{FIRST_FRAME, SegmentHeader, path, sequence, zero};
-use crate::codec::Cursor;
+use super::reader::Frames;
+use super::segment::{self, FRAMES_AT, Segment};
+use super::writer::{Head, Prepare};
+use super::{Shared, lock};
+use crate::codec::{Cursor, Malformed};
 use crate::env::Env;
 use crate::error::{Error, Result};
 use crate::fault::{Bug, planted};
-use crate::fs::{self, OpenMode, read_exact_at};
-use crate::lsn::Lsn;
+use crate::fs::{File, OpenMode};
+use crate::lsn::{Chain, CommitTs, Epoch, Lsn, Position};
+use crate::record::{Record, RecordError};
 
-const PLAN: &str = "CUT";
+const DIVERGED: &str = "diverged";
+pub(super) const INTENT: &str = "cut";
+const INTENT_MAGIC: [u8; 8] = *b"maincut\n";
+const INTENT_LEN: usize = 80;
 
-/// What a cut removed.
+/// A tail that was cut and where it was saved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CutTail {
-    /// First LSN cut; above `to` when nothing was.
+    /// LSN of the first record cut.
     pub from: Lsn,
-    /// Last LSN cut.
+    /// LSN of the last record cut.
     pub to: Lsn,
-    /// Where the cut records are kept, as whole records.
-    pub kept: Option<PathBuf>,
+    /// Size of the records, in bytes.
+    pub bytes: u64,
+    /// The file with the records, one after the other, as [`Record::decode`] reads them.
+    pub path: PathBuf,
 }
 
-fn encode_plan(lsn: Lsn) -> Vec<u8> {
-    let mut out = lsn.0.to_le_bytes().to_vec();
-    let sum = xxh3_64(&out);
-    out.extend_from_slice(&sum.to_le_bytes());
-    out
+/// A cut that was decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Intent {
+    /// Where the log ends after it.
+    pub(super) end: Position,
+    /// Chain of the first record cut: tells a cut still to be made from one long made, whose intent
+    /// came back with a directory's lost update.
+    pub(super) first_cut: Chain,
 }
 
-fn decode_plan(bytes: &[u8]) -> Option<Lsn> {
-    let mut c = Cursor::new(bytes);
-    let (lsn, sum) = (c.u64().ok()?, c.u64().ok()?);
-    (c.is_empty() && sum == xxh3_64(bytes.get(..8)?)).then_some(Lsn(lsn))
-}
-
-/// Finishes a cut that a crash interrupted. A plan that is not whole was never begun.
-pub(super) fn finish_interrupted(env: &Env, data: &Path) -> Result<()> {
-    let dir = Log::dir_of(data);
-    let plan = dir.join(PLAN);
-    if !env.fs.exists(&plan).map_err(|e| Error::io("look for", &plan, e))? {
-        return Ok(());
+impl Intent {
+    fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(INTENT_LEN);
+        out.extend_from_slice(&INTENT_MAGIC);
+        for v in [self.end.epoch.0, self.end.lsn.0, self.end.ts.0] {
+            out.extend_from_slice(&v.to_le_bytes());
+        }
+        out.extend_from_slice(&self.end.chain.0);
+        out.extend_from_slice(&self.first_cut.0);
+        out.extend_from_slice(&[0; 8]);
+        out.extend_from_slice(&xxh3_64(&out).to_le_bytes());
+        out
     }
-    let bytes = fs::read_file(&*env.fs, &plan, 64).map_err(|e| Error::io("read", &plan, e))?;
-    if let Some(lsn) = decode_plan(&bytes) {
-        cut_files(env, &dir, lsn)?;
+
+    pub(super) fn decode(bytes: &[u8]) -> std::result::Result<Self, Malformed> {
+        let (fields, sum) = bytes.split_last_chunk::<8>().ok_or(Malformed("intent ends early"))?;
+        let mut c = Cursor::new(fields);
+        if c.array()? != INTENT_MAGIC || u64::from_le_bytes(*sum) != xxh3_64(fields) {
+            return Err(Malformed("intent to cut the log is damaged"));
+        }
+        let (epoch, lsn, ts) = (Epoch(c.u64()?), Lsn(c.u64()?), CommitTs(c.u64()?));
+        let end = Position { epoch, lsn, chain: Chain(c.array()?), ts };
+        Ok(Self { end, first_cut: Chain(c.array()?) })
     }
-    finish_plan(env, &dir)
 }
 
-fn finish_plan(env: &Env, dir: &Path) -> Result<()> {
-    let plan = dir.join(PLAN);
-    env.fs.remove_file(&plan).map_err(|e| Error::io("remove", &plan, e))?;
-    env.fs.sync_dir(dir).map_err(|e| Error::io("sync", dir, e))
-}
-
-/// Removes every record above `lsn` from the files: later segments newest first, then the rest of
-/// the segment that holds `lsn`. Idempotent.
-fn cut_files(env: &Env, dir: &Path, lsn: Lsn) -> Result<()> {
-    let names = env.fs.list(dir).map_err(|e| Error::io("list", dir, e))?;
-    for number in names.iter().filter_map(|n| sequence(n)).rev() {
-        let path = path(dir, number);
-        let io = |e| Error::io("cut", &path, e);
-        let file = env.fs.open(&path, OpenMode::Write).map_err(io)?;
-        let len = file.len().map_err(io)?;
-        let mut head = vec![0u8; usize::try_from(len.min(FIRST_FRAME)).unwrap_or(0)];
-        read_exact_at(&*file, &mut head, 0).map_err(io)?;
-        let header = SegmentHeader::decode(&path, &head)?;
-        if header.is_none_or(|h| h.base.lsn > lsn) {
-            env.fs.remove_file(&path).map_err(io)?;
-            env.fs.sync_dir(dir).map_err(io)?;
-            continue;
+/// The disk's part of a decided cut: `later` go (they are above the cut), `file` is zeroed in
+/// `from..to`, and the intent is done with. May be repeated.
+pub(super) fn finish(
+    env: &Env,
+    log_dir: &Path,
+    later: impl DoubleEndedIterator<Item = PathBuf>,
+    (file, path): (&dyn File, &Path),
+    (from, to): (u64, u64),
+) -> Result<()> {
+    for p in later.rev() {
+        if env.fs.exists(&p).map_err(|e| Error::io("look for", &p, e))? {
+            env.fs.remove_file(&p).map_err(|e| Error::io("remove", &p, e))?;
         }
-        let Some(header) = header else { continue };
-        let mut bytes = vec![0u8; usize::try_from(len).unwrap_or(0)];
-        read_exact_at(&*file, &mut bytes, 0).map_err(io)?;
-        let mut at = FIRST_FRAME as usize;
-        while let Found::Frame(f) = decode(bytes.get(at..).unwrap_or_default(), header.salt) {
-            if f.record.is_some_and(|r| r.header.lsn > lsn) {
-                break;
-            }
-            at += f.len;
-        }
-        if !planted(Bug::SkipZeroAfterCut) {
-            zero(&*file, at as u64, len).map_err(io)?;
-        }
-        return file.sync_data().map_err(io);
+    }
+    env.fs.sync_dir(log_dir).map_err(|e| Error::io("sync", log_dir, e))?;
+    if !planted(Bug::SkipZeroAfterCut) {
+        segment::write_zeros(file, from, to).map_err(|e| Error::io("write", path, e))?;
+    }
+    file.sync_data().map_err(|e| Error::io("sync", path, e))?;
+    let intent = log_dir.join(INTENT);
+    if env.fs.exists(&intent).map_err(|e| Error::io("look for", &intent, e))? {
+        env.fs.remove_file(&intent).map_err(|e| Error::io("remove", &intent, e))?;
+        env.fs.sync_dir(log_dir).map_err(|e| Error::io("sync", log_dir, e))?;
     }
     Ok(())
 }
 
-impl Log {
-    /// Removes every record above `lsn`, after keeping them in a file. `committed` is the caller's
-    /// commit LSN. Blocks writers; readers beyond the cut get `LogGone` or nothing.
-    ///
-    /// # Errors
-    /// `BelowCommit` \[I8\]; any later error ends the log, and the next open finishes the cut.
-    pub fn truncate_above(self: &Arc<Self>, lsn: Lsn, committed: Lsn) -> Result<CutTail> {
+impl Shared {
+    pub(super) fn truncate_above(self: &Arc<Self>, lsn: Lsn, committed: Lsn) -> Result<Option<CutTail>> {
+        self.check_stopped()?;
         if lsn < committed && !planted(Bug::CutBelowCommit) {
             return Err(Error::BelowCommit { asked: lsn, committed });
         }
-        let last = self.last();
-        if lsn >= last.lsn {
-            return Ok(CutTail { from: lsn.next(), to: last.lsn, kept: None });
+        let lead = self.gate.acquire();
+        let done = self.cut_as_leader(lsn);
+        self.gate.end(&lead, &*self.env.clock);
+        done
+    }
+
+    fn cut_as_leader(self: &Arc<Self>, lsn: Lsn) -> Result<Option<CutTail>> {
+        // All of the old log is on disk before any of it goes, so a crash finds the one or the other.
+        let mut head = loop {
+            self.write_group()?;
+            let head = lock(&self.head);
+            // Something may have been appended between the two lines above.
+            if head.pending.is_empty() {
+                break head;
+            }
+        };
+        if lsn >= head.last.lsn {
+            return Ok(None);
         }
-        self.sync_to(last.lsn)?;
-        let Some(keep) = self.position_at(lsn)? else {
+        let (end, segment, offset) = self.find_cut(lsn)?;
+        let (tail, first_cut) = self.save_tail(end.lsn, head.last)?;
+        let intent = Intent { end, first_cut };
+        let written = crate::fs::write_atomic(&*self.env.fs, &self.log_dir, INTENT, &intent.encode());
+        match written {
+            Err(e) if e.kind() == std::io::ErrorKind::StorageFull => {
+                return Err(Error::io("write", &self.log_dir.join(INTENT), e));
+            }
+            other => other.map_err(|e| self.fatal_io("write", &self.log_dir.join(INTENT), e))?,
+        }
+        self.apply_cut(&mut head, end, &segment, offset)?;
+        Ok(Some(tail))
+    }
+
+    /// The last position at or below `lsn`, its segment, and where the next frame starts there.
+    fn find_cut(self: &Arc<Self>, lsn: Lsn) -> Result<(Position, Arc<Segment>, u64)> {
+        // At a border the newer segment is kept, empty: the older one may be released meanwhile.
+        let segment = lock(&self.segments).iter().rev().find(|s| s.base.lsn <= lsn).cloned();
+        let Some(segment) = segment else {
             return Err(Error::LogGone { asked: lsn, oldest: self.oldest() });
         };
-        let kept = self.keep(lsn.next(), last.lsn, last.epoch.0)?;
-        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut state = self.state();
-        if let Some(why) = &state.stopped {
-            return Err(Error::Stopped(why.clone()));
+        let mut end = segment.base;
+        let mut offset = FRAMES_AT;
+        if segment.base.lsn < lsn {
+            let mut frames = Frames::seek(self, lsn)?;
+            loop {
+                let (found, bytes) = frames.peek()?;
+                if found > lsn {
+                    break;
+                }
+                end = Record::decode(bytes)?.position();
+                frames.skip();
+                offset = frames.offset();
+            }
         }
-        let dir = Self::dir_of(&self.dir);
-        let cut = fs::write_atomic(&*self.env.fs, &dir, PLAN, &encode_plan(lsn))
-            .map_err(|e| Error::io("write", &dir.join(PLAN), e))
-            .and_then(|()| cut_files(&self.env, &dir, lsn))
-            .and_then(|()| finish_plan(&self.env, &dir));
-        if let Err(e) = cut {
-            drop(state);
-            return Err(self.stop(format!("a cut of the log was interrupted: {e}")));
-        }
-        state.prepared = None;
-        state.jobs.clear();
-        state.buffer.clear();
-        state.buffered_bytes = 0;
-        while state.segments.len() > 1 && state.segments.last().is_some_and(|s| s.header.base.lsn > lsn) {
-            state.segments.pop();
-        }
-        state.tail.retain(|r| r.lsn <= lsn);
-        state.tail_bytes = state.tail.iter().map(|r| r.bytes.len()).sum();
-        if let Some(segment) = state.segments.last_mut() {
-            segment.index.retain(|(l, _)| *l <= lsn);
-        }
-        state.last = keep;
-        state.written = lsn;
-        state.evidenced = Lsn::ZERO;
-        drop(state);
-        let end = self.find_end(lsn)?;
-        self.state().end = end;
-        self.appended.reset_after_truncation(lsn);
-        self.durable.reset_after_truncation(lsn);
-        Ok(CutTail { from: lsn.next(), to: last.lsn, kept: Some(kept) })
+        Ok((end, segment, offset))
     }
 
-    /// Where the next frame goes after a cut.
-    fn find_end(&self, lsn: Lsn) -> Result<u64> {
-        let state = self.state();
-        let Some(s) = state.segments.last() else { return Ok(FIRST_FRAME) };
-        let (file, path, salt, len) = (Arc::clone(&s.file), s.path.clone(), s.header.salt, s.len);
-        let mut at = s.seek(lsn);
-        drop(state);
-        let mut bytes = vec![0u8; usize::try_from(len - at).unwrap_or(0)];
-        read_exact_at(&*file, &mut bytes, at).map_err(|e| Error::io("read", &path, e))?;
-        let mut rest = bytes.as_slice();
-        while let Found::Frame(f) = decode(rest, salt) {
-            if f.record.is_some_and(|r| r.header.lsn > lsn) {
+    /// Saves the records above `end` in a file of their own, synced. Returns also the first one's chain.
+    fn save_tail(self: &Arc<Self>, end: Lsn, last: Position) -> Result<(CutTail, Chain)> {
+        let fs = &*self.env.fs;
+        let dir = self.dir.join(DIVERGED);
+        fs.create_dir_all(&dir).map_err(|e| Error::io("create", &dir, e))?;
+        let mut frames = Frames::seek(self, end.next())?;
+        let tmp = dir.join("tail.tmp");
+        if fs.exists(&tmp).map_err(|e| Error::io("look for", &tmp, e))? {
+            fs.remove_file(&tmp).map_err(|e| Error::io("remove", &tmp, e))?;
+        }
+        let file = fs.open(&tmp, OpenMode::CreateNew).map_err(|e| Error::io("create", &tmp, e))?;
+        let mut first: Option<Position> = None;
+        let mut bytes = 0;
+        loop {
+            let (lsn, record) = frames.peek()?;
+            if lsn > end {
+                if first.is_none() {
+                    first = Some(Record::decode(record)?.position());
+                }
+                file.write_all_at(record, bytes).map_err(|e| Error::io("write", &tmp, e))?;
+                bytes += record.len() as u64;
+            }
+            frames.skip();
+            if lsn >= last.lsn {
                 break;
             }
-            at += f.len as u64;
-            rest = rest.get(f.len..).unwrap_or_default();
         }
-        Ok(at)
+        let first = first.ok_or(RecordError::Short)?;
+        let (epoch, from, to) = (last.epoch.0, first.lsn, last.lsn);
+        let path = dir.join(format!("{epoch:016x}-{:016x}-{:016x}.records", from.0, to.0));
+        file.sync_data().map_err(|e| self.save_failed("sync", &tmp, e))?;
+        fs.rename(&tmp, &path).map_err(|e| Error::io("rename", &tmp, e))?;
+        for d in [&dir, &self.dir] {
+            fs.sync_dir(d).map_err(|e| self.save_failed("sync", d, e))?;
+        }
+        Ok((CutTail { from, to, bytes, path }, first.chain))
     }
 
-    /// Copies records into `diverged/` before they are cut.
-    fn keep(self: &Arc<Self>, from: Lsn, to: Lsn, epoch: u64) -> Result<PathBuf> {
-        let dir = self.dir.join("diverged");
-        let name = format!("{epoch:016x}-{:016x}-{:016x}.records", from.0, to.0);
-        let path = dir.join(&name);
-        let io = |e| Error::io("write", &path, e);
-        self.env.fs.create_dir_all(&dir).map_err(io)?;
-        self.env.fs.sync_dir(&self.dir).map_err(io)?;
-        if self.env.fs.exists(&path).map_err(io)? {
-            self.env.fs.remove_file(&path).map_err(io)?;
+    fn save_failed(&self, action: &'static str, path: &Path, e: std::io::Error) -> Error {
+        self.fatal_io(action, path, e)
+    }
+
+    fn apply_cut(&self, head: &mut Head, end: Position, segment: &Arc<Segment>, offset: u64) -> Result<()> {
+        let mut prepare = lock(&self.prepare);
+        // Readers must see the cut before bytes vanish under them.
+        let gone: Vec<_> = {
+            let mut segments = lock(&self.segments);
+            let keep = segments.partition_point(|s| s.seq <= segment.seq);
+            segments.split_off(keep).into_iter().collect()
+        };
+        lock(&self.tail).cut(end.lsn);
+        self.written.store(end.lsn.0, Ordering::Release);
+        self.appended.reset_after_truncation(end.lsn);
+        self.durable.reset_after_truncation(end.lsn);
+        segment.forget_above(end.lsn);
+        let blank = prepare.blank.take();
+        let later: Vec<PathBuf> = gone.iter().map(|s| s.path.clone()).chain(blank.map(|b| b.path)).collect();
+        *prepare = Prepare::new(segment.seq + 1);
+        *head = Head::new(end, Lsn::ZERO, Arc::clone(segment), offset);
+        let place = (&*segment.file, segment.path.as_path());
+        finish(&self.env, &self.log_dir, later.into_iter(), place, (offset, segment.bytes)).map_err(|e| self.fatal(&e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_intent_round_trips_and_no_flipped_bit_passes() {
+        let end = Position { epoch: Epoch(3), lsn: Lsn(9), chain: Chain([1; 16]), ts: CommitTs(8) };
+        let intent = Intent { end, first_cut: Chain([2; 16]) };
+        let bytes = intent.encode();
+        assert_eq!((bytes.len(), Intent::decode(&bytes)), (INTENT_LEN, Ok(intent)));
+        for bit in 0..bytes.len() * 8 {
+            let mut bad = bytes.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(Intent::decode(&bad).is_err(), "bit {bit}");
         }
-        let file = self.env.fs.open(&path, OpenMode::CreateNew).map_err(io)?;
-        let mut reader = self.reader(from)?;
-        let mut at = 0;
-        while let Some(chunk) = reader.next(to, 1 << 20)? {
-            file.write_all_at(&chunk.bytes, at).map_err(io)?;
-            at += chunk.bytes.len() as u64;
-        }
-        file.sync_data().map_err(io)?;
-        self.env.fs.sync_dir(&dir).map_err(io)?;
-        Ok(path)
+        assert!(Intent::decode(&bytes[..40]).is_err());
     }
 }

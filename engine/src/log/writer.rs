@@ -1,365 +1,388 @@
-//! Appending and the group commit: one write and one sync for all records that wait.
+//! Append, and the group commit: encode under the head's lock, write and sync without it.
 //!
-//! The thread that waits does the work: whoever finds no leader leads. After a group was
-//! acknowledged the next leader gathers for a moment, because its followers are about to come back
-//! (measured on two cores: half as much again for sixteen writers). Owns: the order of
-//! bytes in files. Never: reporting a record durable before its sync has returned \[I3\].
+//! Owns: the end of the log, frames not yet written, segments made ahead, the order of writes and
+//! syncs on which recovery relies. Never: reading, deciding what is committed.
+//!
+//! Order: everything in segment n is synced before the header of n+1 is written, and that header is
+//! synced before the first frame behind it.
 
-use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use super::frame::{FRAME_BYTES, frame_len, seal};
-use super::segment::{FIRST_FRAME, Prepared, Segment, SegmentHeader, prepare};
-use super::{Job, Log, State, TailRecord};
+use super::segment::{self, Blank, FRAMES_AT, Segment};
+use super::{Progress, Shared, frame, lock};
+use crate::batch::LimitError;
+use crate::codec::Malformed;
 use crate::error::{Error, Result};
-use crate::exec::Progress;
 use crate::fault::{Bug, planted};
+use crate::limits::BATCH_BYTES_MAX;
 use crate::lsn::{CommitTs, Epoch, Lsn, Position};
-use crate::record::{self, HEADER_BYTES, Header, Kind, RECORD_BYTES_MAX, Record, TimelineStart};
+use crate::record::{self, Header, Kind, Record, RecordError, TimelineStart};
 
-/// Bytes waiting to be written at which an appender writes them itself \[I12\].
-const BUFFER_MAX: usize = 32 << 20;
-/// Longest gather before a group is written.
-const GATHER: Duration = Duration::from_micros(40);
+/// Frames in memory at which an appender writes before it appends, in bytes.
+const PENDING_BYTES_MAX: usize = 32 << 20;
+/// A written buffer larger than this is freed instead of used again, in bytes.
+const SPARE_BYTES_MAX: usize = 4 << 20;
+/// Kept free at the end of each segment, so that one mark always finds room.
+const MARK_BYTES: u64 = frame::HEADER_BYTES as u64;
 
-impl Log {
-    /// Appends one record and gives it the next LSN; its commit timestamp is `wall`, or just above
-    /// the previous one's. Returns before anything is durable.
-    ///
-    /// # Errors
-    /// `DiskFull` when no segment can be made: nothing was appended and the log goes on when there
-    /// is room. `Stopped` once a write or sync has failed.
-    pub fn append(
+/// Frames for one stretch of one segment, to be written in one piece.
+#[derive(Debug)]
+pub(super) struct Part {
+    segment: Arc<Segment>,
+    offset: u64,
+    bytes: Vec<u8>,
+    /// The segment's header is to be written first.
+    opens: bool,
+    /// Highest LSN in here or before.
+    last: Lsn,
+}
+
+/// The end of the log.
+#[derive(Debug)]
+pub(super) struct Head {
+    pub(super) last: Position,
+    /// Highest durable LSN that a frame says, written or not.
+    pub(super) evidence: Lsn,
+    pub(super) segment: Arc<Segment>,
+    /// Where the next frame goes.
+    pub(super) offset: u64,
+    pub(super) pending: VecDeque<Part>,
+    spare: Vec<u8>,
+}
+
+impl Head {
+    pub(super) fn new(last: Position, evidence: Lsn, segment: Arc<Segment>, offset: u64) -> Self {
+        Self { last, evidence, segment, offset, pending: VecDeque::new(), spare: Vec::new() }
+    }
+
+    /// The part that takes the next frame, and its bytes so far.
+    fn part(&mut self) -> &mut Part {
+        if self.pending.back().is_none_or(|p| p.segment.seq != self.segment.seq) {
+            let bytes = std::mem::take(&mut self.spare);
+            self.push_part(bytes, false);
+        }
+        let last = self.pending.len() - 1;
+        &mut self.pending[last]
+    }
+
+    fn push_part(&mut self, bytes: Vec<u8>, opens: bool) {
+        let segment = Arc::clone(&self.segment);
+        self.pending.push_back(Part { segment, offset: self.offset, bytes, opens, last: self.last.lsn });
+    }
+
+    fn drop_empty_part(&mut self) {
+        if self.pending.back().is_some_and(|p| p.bytes.is_empty() && !p.opens)
+            && let Some(part) = self.pending.pop_back()
+        {
+            self.spare = part.bytes;
+        }
+    }
+}
+
+/// The segment after the present one.
+#[derive(Debug)]
+pub(super) struct Prepare {
+    pub(super) next_seq: u64,
+    pub(super) blank: Option<Blank>,
+    pub(super) ready: bool,
+}
+
+impl Prepare {
+    pub(super) const fn new(next_seq: u64) -> Self {
+        Self { next_seq, blank: None, ready: false }
+    }
+}
+
+impl Shared {
+    pub(super) fn append(
         &self,
         kind: Kind,
         epoch: Epoch,
         wall: CommitTs,
-        session: u64,
-        sequence: u64,
-        body: &[u8],
+        (session, sequence): (u64, u64),
+        fill_body: impl FnOnce(&mut Vec<u8>),
     ) -> Result<Position> {
-        self.append_new(
-            None,
-            |last| Header {
-                kind,
-                epoch,
-                lsn: last.lsn.next(),
-                ts: CommitTs(wall.0.max(last.ts.0.saturating_add(1))),
-                session,
-                sequence,
-            },
-            body,
-        )
-    }
-
-    /// Appends the first record of a timeline at `lsn`, which may jump.
-    ///
-    /// # Errors
-    /// As [`Log::append`]; `Record` when the LSN does not go up or the fork is not this log's end.
-    pub fn append_timeline(&self, epoch: Epoch, wall: CommitTs, start: TimelineStart, lsn: Lsn) -> Result<Position> {
-        self.append_new(
-            Some(start.fork),
-            |last| Header {
-                kind: Kind::TimelineStart,
-                epoch,
-                lsn,
-                ts: CommitTs(wall.0.max(last.ts.0.saturating_add(1))),
-                session: 0,
-                sequence: 0,
-            },
-            &start.encode(),
-        )
-    }
-
-    fn append_new(&self, fork: Option<Lsn>, header: impl FnOnce(&Position) -> Header, body: &[u8]) -> Result<Position> {
-        self.relieve()?;
-        let mut state = self.state();
-        let header = header(&state.last);
-        if header.lsn <= state.last.lsn || fork.is_some_and(|f| f != state.last.lsn) {
-            let (epoch, lsn, after) = (header.epoch, header.lsn, state.last.lsn);
-            return Err(record::RecordError::Discontinuous { epoch, lsn, after }.into());
+        if kind == Kind::TimelineStart {
+            return Err(Malformed("a timeline start is not appended like a batch").into());
         }
-        let prev = state.last.chain;
-        self.put(&mut state, HEADER_BYTES + body.len(), |out| {
-            let chain = record::encode(out, prev, &header, |b| b.extend_from_slice(body));
-            Position { epoch: header.epoch, lsn: header.lsn, chain, ts: header.ts }
+        self.append_frame(|out, last| {
+            let lsn = last.lsn.next();
+            let header = Header { kind, epoch, lsn, ts: CommitTs(wall.0.max(last.ts.0 + 1)), session, sequence };
+            encode(out, last, &header, fill_body)
         })
     }
 
-    /// Appends a record as the primary or the archive has it, checked to continue this log.
-    ///
-    /// # Errors
-    /// `Record` when it does not; otherwise as [`Log::append`].
-    pub fn append_record(&self, record: &Record<'_>) -> Result<Position> {
-        self.relieve()?;
-        let mut state = self.state();
-        if !planted(Bug::IgnoreChain) {
-            record.follows(&state.last)?;
-        }
-        self.put(&mut state, record.bytes.len(), |out| {
+    pub(super) fn append_timeline(
+        &self,
+        epoch: Epoch,
+        wall: CommitTs,
+        start: &TimelineStart,
+        new_lsn: Lsn,
+    ) -> Result<Position> {
+        let kind = Kind::TimelineStart;
+        self.append_frame(|out, last| {
+            if start.fork != last.lsn || new_lsn <= last.lsn {
+                return Err(RecordError::Discontinuous { epoch, lsn: new_lsn, after: last.lsn }.into());
+            }
+            let ts = CommitTs(wall.0.max(last.ts.0 + 1));
+            let header = Header { kind, epoch, lsn: new_lsn, ts, session: 0, sequence: 0 };
+            encode(out, last, &header, |body| body.extend_from_slice(&start.encode()))
+        })
+    }
+
+    pub(super) fn append_record(&self, record: &Record<'_>) -> Result<Position> {
+        self.append_frame(|out, last| {
+            record.follows(last)?;
             out.extend_from_slice(record.bytes);
-            record.position()
+            Ok(record.position())
         })
     }
 
-    /// Bounded memory: whoever would go over the bound writes first.
-    fn relieve(&self) -> Result<()> {
-        let waiting = self.state().buffered_bytes;
-        if waiting > BUFFER_MAX {
-            self.lead_group(0)?;
+    /// Appends what `fill` adds to the buffer, given the end of the log; an error leaves no trace.
+    fn append_frame(&self, fill: impl FnOnce(&mut Vec<u8>, &Position) -> Result<Position>) -> Result<Position> {
+        self.check_stopped()?;
+        if self.pending_bytes.load(Ordering::Relaxed) > PENDING_BYTES_MAX {
+            self.step()?;
         }
-        Ok(())
-    }
-
-    fn put(&self, state: &mut State, len: usize, fill: impl FnOnce(&mut Vec<u8>) -> Position) -> Result<Position> {
-        if let Some(why) = &state.stopped {
-            return Err(Error::Stopped(why.clone()));
-        }
-        let need = frame_len(len) as u64;
-        if len > RECORD_BYTES_MAX || need > self.options.segment_bytes.saturating_sub(FIRST_FRAME) {
-            return Err(crate::batch::LimitError::Bytes(len).into());
-        }
-        if state.segments.last().is_none_or(|s| state.end + need > s.len) {
-            self.rotate(state)?;
-        }
-        let Some(segment) = state.segments.last_mut() else { return Err(Error::Stopped("no segment".into())) };
-        let start = state.buffer.len();
-        state.buffer.resize(start + FRAME_BYTES, 0);
-        let position = fill(&mut state.buffer);
-        let bytes: Arc<[u8]> = Arc::from(state.buffer.get(start + FRAME_BYTES..).unwrap_or_default());
-        let durable = self.durable.get();
-        seal(&mut state.buffer, start, segment.header.salt, durable);
-        segment.note(position.lsn, state.end);
-        state.end += need;
-        state.buffered_bytes += state.buffer.len() - start;
-        state.last = position;
-        state.tail_bytes += bytes.len();
-        state.tail.push_back(TailRecord { lsn: position.lsn, bytes });
-        state.trim_tail(self.options.tail_memory_bytes);
+        let mut guard = lock(&self.head);
+        let head = &mut *guard;
+        self.check_stopped()?;
+        let last = head.last;
+        let part = head.part();
+        let start = part.bytes.len();
+        part.bytes.resize(start + frame::HEADER_BYTES, 0);
+        let filled = fill(&mut part.bytes, &last);
+        let record_len = part.bytes.len() - start - frame::HEADER_BYTES;
+        let placed = filled.and_then(|p| self.place(head, start, record_len).map(|()| p));
+        let position = match placed {
+            Ok(position) => position,
+            Err(e) => {
+                // `place` fails before it moves anything.
+                head.part().bytes.truncate(start);
+                head.drop_empty_part();
+                return Err(e);
+            }
+        };
+        let offset = head.offset;
+        self.seal(head, record_len);
+        head.last = position;
+        head.segment.note(position.lsn, offset);
+        let part = head.part();
+        part.last = position.lsn;
+        let end = part.bytes.len() - (frame::frame_len(record_len) - frame::HEADER_BYTES - record_len);
+        lock(&self.tail).push(position.lsn, &part.bytes[end - record_len..end], self.written());
         self.appended.raise(position.lsn);
         Ok(position)
     }
 
-    /// Goes on in a new segment. What is buffered for the old one is written before it.
-    fn rotate(&self, state: &mut State) -> Result<()> {
-        let dir = Self::dir_of(&self.dir);
-        let sequence = state.segments.last().map_or(1, |s| s.header.sequence + 1);
-        let Prepared { path, file, sequence, len } = match state.prepared.take() {
-            Some(p) => p,
-            None => prepare(&self.env, &dir, sequence, self.options.segment_bytes)?,
-        };
-        let salt = (self.env.rng.next_u64() as u32).max(1);
-        let header = SegmentHeader { salt, sequence, base: state.last };
-        state.close_buffer();
-        state.jobs.push(Job { file: Arc::clone(&file), path: path.clone(), offset: 0, bytes: header.encode() });
-        state.segments.push(Segment { path, file, header, len, index: Vec::new() });
-        state.end = FIRST_FRAME;
+    /// Makes sure that the unsealed frame at `start` of the last part is in a segment with room for
+    /// it, moving it to the next one if need be.
+    fn place(&self, head: &mut Head, start: usize, record_len: usize) -> Result<()> {
+        let frame_len = frame::frame_len(record_len) as u64;
+        if record_len > record::RECORD_BYTES_MAX || FRAMES_AT + frame_len + MARK_BYTES > self.segment_bytes {
+            return Err(LimitError::Bytes(record_len.saturating_sub(record::HEADER_BYTES)).into());
+        }
+        if head.offset + frame_len + MARK_BYTES <= head.segment.bytes {
+            return Ok(());
+        }
+        let next = self.next_segment(head.last)?;
+        let moved = head.part().bytes.split_off(start);
+        head.drop_empty_part();
+        self.open_segment(head, next, moved);
         Ok(())
     }
 
-    /// The first segment of an empty log.
-    pub(super) fn begin(&self, state: &mut State) -> Result<()> {
-        self.rotate(state)?;
-        // Its header is written before anything is appended, so that a reopened empty log is one.
-        if let Err((action, path, e)) = write_jobs(&state.jobs) {
-            return Err(Error::io(action, path, e));
-        }
-        state.jobs.clear();
-        Ok(())
+    fn open_segment(&self, head: &mut Head, next: Arc<Segment>, bytes: Vec<u8>) {
+        head.segment = Arc::clone(&next);
+        head.offset = FRAMES_AT;
+        // The header will not be written before all up to its base is synced.
+        head.evidence = head.last.lsn;
+        head.push_part(bytes, true);
+        lock(&self.segments).push_back(next);
     }
 
-    /// Makes the next segment ahead of its use: bounded background work.
-    ///
-    /// # Errors
-    /// `DiskFull` and other errors of making a file; nothing is lost by them.
-    pub fn prepare_step(&self) -> Result<Progress> {
-        let state = self.state();
-        let used = state.segments.last().map_or(0, |s| s.len);
-        if state.prepared.is_some() || state.stopped.is_some() || state.end < used / 2 {
-            return Ok(Progress::Idle);
-        }
-        let sequence = state.segments.last().map_or(1, |s| s.header.sequence + 1);
-        drop(state);
-        let dir = Self::dir_of(&self.dir);
-        let made = match prepare(&self.env, &dir, sequence, self.options.segment_bytes) {
-            Ok(made) => made,
-            // An appender was faster and made it itself.
-            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::AlreadyExists => {
-                return Ok(Progress::Idle);
-            }
-            Err(e) => return Err(e),
-        };
-        let mut state = self.state();
-        if state.prepared.is_none() && state.segments.last().is_some_and(|s| s.header.sequence + 1 == made.sequence) {
-            state.prepared = Some(made);
-        }
-        Ok(Progress::Worked)
+    /// Finishes the frame whose record of `record_len` bytes (0: a mark) ends the last part.
+    fn seal(&self, head: &mut Head, record_len: usize) {
+        let durable = self.durable.get();
+        let salt = head.segment.salt;
+        let part = head.part();
+        let start = part.bytes.len() - record_len - frame::HEADER_BYTES;
+        frame::seal(&mut part.bytes, start, salt, durable);
+        let len = part.bytes.len() - start;
+        head.offset += len as u64;
+        head.evidence = head.evidence.max(durable);
+        self.pending_bytes.fetch_add(len, Ordering::Relaxed);
     }
 
-    /// Writes and syncs everything appended so far, as one group, and publishes `durable`. `Idle`
-    /// when there was nothing.
-    ///
-    /// # Errors
-    /// `Stopped`: a write or sync failed, now or earlier.
-    pub fn step(&self) -> Result<Progress> {
-        let before = self.durable.get();
-        if self.state().last.lsn <= before {
-            return Ok(Progress::Idle);
-        }
-        self.lead_group(0)?;
-        Ok(Progress::Worked)
-    }
-
-    fn lead_group(&self, gather_for: usize) -> Result<()> {
-        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        if gather_for > 1 {
-            self.gather(gather_for);
-        }
-        let mut state = self.state();
-        if let Some(why) = &state.stopped {
-            return Err(Error::Stopped(why.clone()));
-        }
-        let target = state.last;
-        state.close_buffer();
-        let jobs = std::mem::take(&mut state.jobs);
-        state.buffered_bytes = 0;
-        drop(state);
-        if planted(Bug::AckBeforeSync) {
-            self.durable.raise(target.lsn);
-        }
-        if let Err((action, path, e)) = write_jobs(&jobs) {
-            return Err(self.stop(format!("cannot {action} {}: {e}", path.display())));
-        }
-        let mut state = self.state();
-        state.written = state.written.max(target.lsn);
-        state.trim_tail(self.options.tail_memory_bytes);
-        // The next buffer grows into the room this one had.
-        if let Some(mut spare) = jobs.into_iter().next_back().map(|j| j.bytes)
-            && state.buffer.capacity() == 0
-            && spare.capacity() <= 4 << 20
+    pub(super) fn mark(&self, sync: bool) -> Result<()> {
+        self.check_stopped()?;
         {
-            spare.clear();
-            state.buffer = spare;
-        }
-        drop(state);
-        self.durable.raise(target.lsn);
-        Ok(())
-    }
-
-    /// Lets the writers of the last group, who are just being woken, join this one.
-    fn gather(&self, expected: usize) {
-        let clock = &self.env.clock;
-        let end = clock.monotonic() + GATHER;
-        while self.group.lock().unwrap_or_else(PoisonError::into_inner).waiting < expected {
-            std::thread::yield_now();
-            if clock.monotonic() >= end {
-                return;
+            let mut guard = lock(&self.head);
+            let head = &mut *guard;
+            if head.evidence < self.durable.get() {
+                if head.offset + MARK_BYTES > head.segment.bytes {
+                    // The next segment's header is evidence as good as a mark.
+                    let next = self.next_segment(head.last)?;
+                    self.open_segment(head, next, Vec::new());
+                }
+                let part = head.part();
+                let start = part.bytes.len();
+                part.bytes.resize(start + frame::HEADER_BYTES, 0);
+                self.seal(head, 0);
             }
         }
+        if sync { self.step().map(|_| ()) } else { Ok(()) }
     }
 
-    /// Blocks until `lsn` is durable. The calling thread does the work if nobody else does.
-    ///
-    /// # Errors
-    /// `Stopped`: a write or sync failed; the record may or may not be durable.
-    pub fn sync_to(&self, lsn: Lsn) -> Result<()> {
+    pub(super) fn step(&self) -> Result<Progress> {
+        self.check_stopped()?;
+        if lock(&self.head).pending.is_empty() && self.durable.get() >= self.appended.get() {
+            return Ok(Progress::Idle);
+        }
+        let lead = self.gate.acquire();
+        let done = self.write_group();
+        self.gate.end(&lead, &*self.env.clock);
+        done.map(|()| Progress::Worked)
+    }
+
+    pub(super) fn sync_to(&self, lsn: Lsn) -> Result<()> {
+        self.check_stopped()?;
         if self.durable.get() >= lsn {
             return Ok(());
         }
-        let mut group = self.group.lock().unwrap_or_else(PoisonError::into_inner);
-        group.waiting += 1;
-        let result = loop {
-            if self.durable.get() >= lsn {
-                break Ok(());
-            }
-            if !group.leading {
-                group.leading = true;
-                let expected = group.last_group;
-                drop(group);
-                let led = self.lead_group(expected);
-                group = self.group.lock().unwrap_or_else(PoisonError::into_inner);
-                group.leading = false;
-                group.last_group = group.waiting;
-                self.group_changed.notify_all();
-                if let Err(e) = led {
-                    break Err(e);
-                }
-                continue;
-            }
-            group = self.group_changed.wait(group).unwrap_or_else(PoisonError::into_inner);
-        };
-        group.waiting -= 1;
-        result
+        let last = lock(&self.head).last;
+        if last.lsn < lsn {
+            return Err(RecordError::Discontinuous { epoch: last.epoch, lsn, after: last.lsn }.into());
+        }
+        // A cut below `lsn` ends the wait too: the record is gone.
+        let done = || self.durable.get() >= lsn || self.appended.get() < lsn || self.stopped.get().is_some();
+        if let Some(lead) = self.gate.queue(&*self.env.clock, done) {
+            let written = self.write_group();
+            self.gate.end(&lead, &*self.env.clock);
+            written?;
+        }
+        self.check_stopped()?;
+        if self.durable.get() >= lsn {
+            Ok(())
+        } else {
+            let last = lock(&self.head).last;
+            Err(RecordError::Discontinuous { epoch: last.epoch, lsn, after: last.lsn }.into())
+        }
     }
 
-    /// Leaves evidence of what is durable, for a log that is about to rest: afterwards damage to
-    /// its very last record is told from a torn tail. Becomes durable with the next sync.
-    ///
-    /// # Errors
-    /// `Stopped`.
-    pub fn mark(&self) -> Result<()> {
-        let mut state = self.state();
-        if let Some(why) = &state.stopped {
-            return Err(Error::Stopped(why.clone()));
+    /// Writes and syncs everything appended so far. The caller leads.
+    pub(super) fn write_group(&self) -> Result<()> {
+        self.check_stopped()?;
+        let (mut parts, last) = {
+            let mut head = lock(&self.head);
+            self.pending_bytes.store(0, Ordering::Relaxed);
+            (std::mem::take(&mut head.pending), head.last.lsn)
+        };
+        if planted(Bug::AckBeforeSync) {
+            self.durable.raise(last);
         }
-        let durable = self.durable.get();
-        let Some(segment) = state.segments.last() else { return Ok(()) };
-        if durable <= state.evidenced || state.end + FRAME_BYTES as u64 > segment.len {
-            return Ok(());
+        let mut unsynced: Option<&Segment> = None;
+        for part in &parts {
+            let segment = &*part.segment;
+            if part.opens {
+                if let Some(before) = unsynced.take() {
+                    before.file.sync_data().map_err(|e| self.fatal_io("sync", &before.path, e))?;
+                }
+                segment.write_header().map_err(|e| self.fatal_io("write the header of", &segment.path, e))?;
+            }
+            let write = segment.file.write_all_at(&part.bytes, part.offset);
+            write.map_err(|e| self.fatal_io("write", &segment.path, e))?;
+            self.written.store(part.last.0, Ordering::Release);
+            unsynced = Some(segment);
         }
-        let salt = segment.header.salt;
-        let start = state.buffer.len();
-        state.buffer.resize(start + FRAME_BYTES, 0);
-        seal(&mut state.buffer, start, salt, durable);
-        state.end += FRAME_BYTES as u64;
-        state.evidenced = durable;
+        if let Some(segment) = unsynced {
+            segment.file.sync_data().map_err(|e| self.fatal_io("sync", &segment.path, e))?;
+        }
+        self.durable.raise(last);
+        if let Some(part) = parts.pop_back()
+            && part.bytes.capacity() <= SPARE_BYTES_MAX
+        {
+            let mut bytes = part.bytes;
+            bytes.clear();
+            lock(&self.head).spare = bytes;
+        }
         Ok(())
     }
 
-    /// Syncs everything and leaves durable evidence of it.
-    ///
-    /// # Errors
-    /// `Stopped`.
-    pub fn close(&self) -> Result<()> {
-        self.sync_to(self.last().lsn)?;
-        self.mark()?;
-        self.lead_group(0)
-    }
-}
-
-type Failed<'a> = (&'static str, &'a std::path::Path, std::io::Error);
-
-/// Writes in order; a file is synced before the first byte goes to the next one, so that a segment's
-/// header proves the segment before it.
-fn write_jobs(jobs: &[Job]) -> std::result::Result<(), Failed<'_>> {
-    let mut jobs = jobs.iter().filter(|j| !j.bytes.is_empty()).peekable();
-    while let Some(job) = jobs.next() {
-        job.file.write_all_at(&job.bytes, job.offset).map_err(|e| ("write", job.path.as_path(), e))?;
-        if jobs.peek().is_none_or(|next| next.path != job.path) {
-            job.file.sync_data().map_err(|e| ("sync", job.path.as_path(), e))?;
+    /// The segment after the present one, made now if need be.
+    fn next_segment(&self, base: Position) -> Result<Arc<Segment>> {
+        let mut prepare = lock(&self.prepare);
+        while !prepare.ready {
+            self.prepare_piece(&mut prepare)?;
         }
+        prepare.ready = false;
+        let blank = prepare.blank.take().ok_or(Malformed("a segment is ready and is not there"))?;
+        prepare.next_seq = blank.seq + 1;
+        Ok(Arc::new(blank.into_segment(new_salt(&self.env), base)))
     }
-    Ok(())
-}
 
-impl State {
-    /// Turns the buffer into a job for the last segment.
-    fn close_buffer(&mut self) {
-        let Some(segment) = self.segments.last() else { return };
-        if self.buffer.is_empty() {
-            return;
+    pub(super) fn prepare_step(&self) -> Result<Progress> {
+        self.check_stopped()?;
+        let mut prepare = lock(&self.prepare);
+        if prepare.ready {
+            return Ok(Progress::Idle);
         }
-        let bytes = std::mem::take(&mut self.buffer);
-        let offset = self.end - bytes.len() as u64;
-        self.jobs.push(Job { file: Arc::clone(&segment.file), path: segment.path.clone(), offset, bytes });
+        self.prepare_piece(&mut prepare)?;
+        Ok(Progress::Worked)
     }
 
-    /// Forgets old records in memory, but none that is not in a file yet.
-    fn trim_tail(&mut self, max: usize) {
-        while self.tail_bytes > max && self.tail.front().is_some_and(|r| r.lsn <= self.written) {
-            if let Some(r) = self.tail.pop_front() {
-                self.tail_bytes -= r.bytes.len();
+    fn prepare_piece(&self, prepare: &mut Prepare) -> Result<()> {
+        let mut blank = match prepare.blank.take() {
+            Some(blank) => blank,
+            None => self.create_blank(prepare.next_seq)?,
+        };
+        match blank.fill(&self.env, &self.log_dir) {
+            Ok(ready) => {
+                prepare.ready = ready;
+                prepare.blank = Some(blank);
+                Ok(())
             }
+            // Nothing of any record was in there: give the room back, and all is as before.
+            Err(e @ Error::DiskFull { .. }) => {
+                self.env.fs.remove_file(&blank.path).map_err(|e| Error::io("remove", &blank.path, e))?;
+                Err(e)
+            }
+            Err(e) => Err(self.fatal(&e)),
         }
     }
+
+    fn create_blank(&self, seq: u64) -> Result<Blank> {
+        let path = segment::path(&self.log_dir, seq);
+        // Left when an earlier attempt could not take its file away.
+        if self.env.fs.exists(&path).map_err(|e| Error::io("look for", &path, e))? {
+            self.env.fs.remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
+        }
+        Blank::create(&self.env, &self.log_dir, seq, self.segment_bytes)
+    }
+}
+
+/// A salt that no zero-filled frame has.
+pub(super) fn new_salt(env: &crate::env::Env) -> u32 {
+    (env.rng.next_u64() as u32).max(1)
+}
+
+fn encode(
+    out: &mut Vec<u8>,
+    last: &Position,
+    header: &Header,
+    fill_body: impl FnOnce(&mut Vec<u8>),
+) -> Result<Position> {
+    if header.epoch < last.epoch {
+        let (epoch, lsn) = (header.epoch, header.lsn);
+        return Err(RecordError::Discontinuous { epoch, lsn, after: last.lsn }.into());
+    }
+    let start = out.len();
+    let chain = record::encode(out, last.chain, header, fill_body);
+    let body = out.len() - start - record::HEADER_BYTES;
+    if body > BATCH_BYTES_MAX {
+        return Err(LimitError::Bytes(body).into());
+    }
+    Ok(Position { epoch: header.epoch, lsn: header.lsn, chain, ts: header.ts })
 }

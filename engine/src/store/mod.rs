@@ -87,7 +87,7 @@ impl Store {
             }
         }
         Tree::create(env.clone(), dir, options, Position::default())?;
-        drop(Log::open(env.clone(), dir, options, Lsn::ZERO, Position::default())?);
+        drop(Log::open(&env, dir, options, Lsn::ZERO, Position::default())?);
         identity.write(&env, dir)?;
         Self::open_locked(env, dir, options, identity, lock)
     }
@@ -119,7 +119,7 @@ impl Store {
         let tree = Arc::new(Tree::open(env.clone(), dir, options)?);
         let flushed = tree.flushed();
         let known_durable = flushed.lsn.max(evidence.durable);
-        let (log, recovered) = Log::open(env.clone(), dir, options, known_durable, flushed)?;
+        let (log, recovered) = Log::open(&env, dir, options, known_durable, flushed)?;
         let log = Arc::new(log);
         let committed = flushed.lsn.max(evidence.committed.min(log.last().lsn));
         let store = Self {
@@ -249,7 +249,7 @@ impl Store {
     ///
     /// # Errors
     /// `BelowCommit` \[I8\]; any other error ends the store.
-    pub fn truncate_above(&self, lsn: Lsn) -> Result<crate::log::CutTail> {
+    pub fn truncate_above(&self, lsn: Lsn) -> Result<Option<crate::log::CutTail>> {
         let _order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
         let committed = self.committed.get().max(self.tree.applied().lsn);
         if lsn >= committed {

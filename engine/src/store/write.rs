@@ -66,7 +66,7 @@ impl Store {
     /// The log's.
     pub fn append_timeline_start(&self, epoch: Epoch, start: TimelineStart, lsn: Lsn) -> Result<Position> {
         let _order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
-        let position = self.log.append_timeline(epoch, self.env.clock.wall(), start, lsn)?;
+        let position = self.log.append_timeline(epoch, self.env.clock.wall(), &start, lsn)?;
         self.wake_log.wake();
         Ok(position)
     }

@@ -224,7 +224,7 @@ impl World {
         self.store = None;
         self.fs.clear_faults();
         self.fs.crash();
-        self.fatal.take();
+        let _ = self.fatal.take();
         self.reopen();
     }
 }

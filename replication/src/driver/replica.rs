@@ -153,7 +153,8 @@ impl Driver {
                 let target = Arc::clone(store);
                 match blocking(move || target.truncate_above(to)).await {
                     Ok(cut) => {
-                        tracing::warn!(to = to.0, from = cut.from.0, until = cut.to.0, "cut an uncommitted tail");
+                        let cut_to = cut.map_or(to, |c| c.to);
+                        tracing::warn!(to = to.0, until = cut_to.0, "cut an uncommitted tail");
                         Ok(Some(Left::TryAgain))
                     }
                     Err(e @ Error::BelowCommit { .. }) => {

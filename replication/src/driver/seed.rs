@@ -68,7 +68,7 @@ impl Driver {
         let name = format!("seed-{:016x}", self.env.rng.next_u64());
         tokio::spawn(async move {
             // Claimed before the cut, so that the log from the checkpoint on stays for the new node.
-            let slot = store.log().slot(&name, store.applied().get().next());
+            let slot = store.log().slot(&name, store.applied().get());
             let dir = store.dir().join("seeds").join(&name);
             let sender = tx.clone();
             let (from, at) = (Arc::clone(&store), dir.clone());

@@ -126,9 +126,9 @@ impl Driver {
     /// its records when it comes back, up to the retained bytes.
     pub(super) fn claim(&self, store: &Store, node: NodeId, from: Lsn) -> Arc<Slot> {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        let fresh = || Arc::new(store.log().slot(&format!("replica-{node}"), from));
+        let fresh = || Arc::new(store.log().slot(&format!("replica-{node}"), from.prev()));
         let slot = slots.entry(node).or_insert_with(fresh);
-        if slot.is_lost() {
+        if slot.lost() {
             *slot = fresh();
         }
         Arc::clone(slot)
@@ -170,7 +170,7 @@ impl Driver {
                 return;
             }
             if ack.epoch == epoch {
-                slot.advance(ack.durable.next());
+                slot.advance(ack.durable);
             }
             let lag_ms = self.env.clock.wall().0.saturating_sub(ack.sent_at_us) / 1000;
             self.note_peer(node, |p| {

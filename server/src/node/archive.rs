@@ -101,7 +101,7 @@ impl Archive {
             let (end_tx, end_rx) = watch::channel(false);
             let archiver = self.archiver(&repository, &driver, &store, view.epoch.0, view.epoch_start);
             *self.inner.handle.lock().unwrap_or_else(PoisonError::into_inner) = Some(archiver.handle());
-            let slot = store.log().slot("archiver", self.inner.archived.get().next());
+            let slot = store.log().slot("archiver", self.inner.archived.get());
             let holding = tokio::spawn(hold(slot, self.inner.archived.clone()));
             let running = tokio::spawn(archiver.run(end_rx));
             let mut role_end = driver.role();
@@ -189,7 +189,7 @@ impl Archive {
 async fn hold(slot: Slot, archived: Watermark) {
     let mut at = archived.get();
     loop {
-        slot.advance(at.next());
+        slot.advance(at);
         match archived.reached(at.next()).await {
             Ok(now) => at = now,
             Err(_) => return,

@@ -48,7 +48,7 @@ pub fn report(service: &Service, archive: &Archive, peers: &BTreeMap<u64, String
         out.archived_lsn = service.archived().get().0;
         let tree = store.tree().stats();
         out.storage = Some(v1::StorageStatus {
-            log_bytes: store.log().bytes(),
+            log_bytes: store.log().disk_usage().0,
             table_bytes: tree.table_bytes.iter().sum(),
             tables: tree.tables.iter().sum(),
             memtable_bytes: tree.memtable_bytes,

@@ -1,0 +1,142 @@
+//! Readers, and a file system that counts syncs.
+
+use super::*;
+use crate::fs::os::OsFs;
+use crate::fs::{File, Fs, LockGuard, OpenMode};
+use std::io;
+
+/// Real files; counts the data syncs.
+#[derive(Debug, Default)]
+pub(super) struct CountingFs {
+    inner: OsFs,
+    syncs: Arc<AtomicUsize>,
+}
+
+impl CountingFs {
+    pub(super) fn syncs(&self) -> usize {
+        self.syncs.load(Ordering::SeqCst)
+    }
+}
+
+#[derive(Debug)]
+struct CountingFile(Arc<dyn File>, Arc<AtomicUsize>);
+
+impl File for CountingFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.0.read_at(buf, offset)
+    }
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.0.write_all_at(buf, offset)
+    }
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+    fn sync_data(&self) -> io::Result<()> {
+        self.1.fetch_add(1, Ordering::SeqCst);
+        self.0.sync_data()
+    }
+}
+
+impl Fs for CountingFs {
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn File>> {
+        Ok(Arc::new(CountingFile(self.inner.open(path, mode)?, Arc::clone(&self.syncs))))
+    }
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        self.inner.create_dir_all(path)
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.inner.rename(from, to)
+    }
+    fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.inner.hard_link(from, to)
+    }
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        self.inner.remove_file(path)
+    }
+    fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
+        self.inner.remove_dir_all(path)
+    }
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        self.inner.list(path)
+    }
+    fn exists(&self, path: &Path) -> io::Result<bool> {
+        self.inner.exists(path)
+    }
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.inner.sync_dir(path)
+    }
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn LockGuard>> {
+        self.inner.lock(path)
+    }
+    fn free_bytes(&self, path: &Path) -> io::Result<u64> {
+        self.inner.free_bytes(path)
+    }
+}
+
+#[test]
+fn readers_agree_from_memory_and_from_files_at_every_lsn() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { segment_bytes: 160 << 10, tail_memory_bytes: 70 << 10, ..Options::tiny() };
+    let base = Position::default();
+    let (log, _) = Log::open(&real().0, dir.path(), &options, Lsn::ZERO, base).unwrap();
+    let all: Vec<Vec<u8>> = (1..=2500).map(body).collect();
+    for (i, b) in all.iter().enumerate() {
+        put(&log, b).unwrap();
+        if i % 100 == 0 {
+            log.step().unwrap();
+        }
+    }
+    let check = |log: &Log| {
+        for from in 1..=all.len() {
+            let mut reader = log.reader(Lsn(from as u64)).unwrap();
+            let chunk = reader.next(Lsn::MAX, 2000).unwrap().unwrap();
+            assert!(chunk.bytes.len() <= 2000);
+            let found = records(&chunk);
+            assert_eq!(chunk.first, Lsn(from as u64));
+            for (lsn, b) in found {
+                assert_eq!(b, all[lsn.0 as usize - 1], "LSN {lsn} from {from}");
+            }
+            assert_eq!(reader.next(chunk.last, usize::MAX).unwrap(), None);
+            let next = reader.next(Lsn::MAX, 1).unwrap();
+            assert_eq!(next.map(|c| c.first), (chunk.last < Lsn(2500)).then(|| chunk.last.next()));
+        }
+        assert_eq!(bodies(log), all);
+    };
+    check(&log);
+    log.close().unwrap();
+    drop(log);
+    let (log, _) = Log::open(&real().0, dir.path(), &options, Lsn(2500), base).unwrap();
+    check(&log);
+}
+
+#[test]
+fn a_reader_that_follows_the_head_sees_each_record_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = open(&real().0, dir.path()).unwrap();
+    // Hardly any memory, so that the reader changes between memory and files often.
+    std::thread::scope(|s| {
+        let reader = s.spawn(|| {
+            let mut reader = log.reader(Lsn(1)).unwrap();
+            let mut seen = Vec::new();
+            while seen.len() < 3000 {
+                let upto = log.appended().get();
+                match reader.next(upto, 700).unwrap() {
+                    Some(c) => seen.extend(records(&c)),
+                    None => assert!(log.appended().wait(upto.next(), std::time::Duration::from_secs(60)).unwrap()),
+                }
+            }
+            seen
+        });
+        for n in 1..=3000 {
+            put(&log, &body(n)).unwrap();
+            if n % 7 == 0 {
+                log.step().unwrap();
+            }
+        }
+        let seen = reader.join().unwrap();
+        assert!(seen.iter().enumerate().all(|(i, (lsn, b))| lsn.0 == i as u64 + 1 && *b == body(lsn.0)));
+    });
+}
