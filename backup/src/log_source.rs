@@ -34,7 +34,7 @@ impl RecordSource for LogSource {
         // A cursor left by a panic is only a place to read from; it is checked like any other.
         let mut cursor = self.cursor.lock().unwrap_or_else(PoisonError::into_inner);
         let mut reader = match cursor.take() {
-            Some(reader) if reader.position() == from => reader,
+            Some(reader) if reader.next_lsn() == from => reader,
             _ => self.log.reader(from)?,
         };
         // After an error the cursor is dropped: the next read starts afresh.
@@ -57,9 +57,9 @@ mod tests {
     use crate::testing::{CLUSTER, FaultStore, T1, WRITER, repository};
 
     fn log(dir: &std::path::Path, records: u64) -> Arc<Log> {
-        let (log, _) = Log::open(Env::real(), dir, &Options::tiny(), Lsn::ZERO, Position::default()).unwrap();
+        let (log, _) = Log::open(&Env::real(), dir, &Options::tiny(), Lsn::ZERO, Position::default()).unwrap();
         let start = TimelineStart { cluster: CLUSTER, timeline: T1, parent: TimelineId(0), fork: Lsn::ZERO };
-        log.append_timeline(Epoch(1), CommitTs(1), start, Lsn(1)).unwrap();
+        log.append_timeline(Epoch(1), CommitTs(1), &start, Lsn(1)).unwrap();
         for n in 2..=records {
             log.append(Kind::Batch, Epoch(1), CommitTs(n * 10), 0, 0, &[7; 300]).unwrap();
         }

@@ -131,8 +131,8 @@ async fn one(
         let i = next.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9e37_79b9_7f4a_7c15) % keys;
         let before = Instant::now();
         match kind {
-            Kind::Put => drop(client.put(&key(i), &value).await?),
-            Kind::Get => drop(client.get(&key(i)).await?),
+            Kind::Put => drop(client.put(key(i), value.as_slice()).await?),
+            Kind::Get => drop(client.get(key(i)).await?),
         }
         latencies.record(u64::try_from(before.elapsed().as_micros())?)?;
     }

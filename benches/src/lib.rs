@@ -2,8 +2,6 @@
 //!
 //! Owns: starting nodes, one JSON object a figure. Never: a verdict; a benchmark gates nothing.
 
-#![expect(clippy::disallowed_methods, reason = "a benchmark observes real processes from outside")]
-
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::path::Path;

@@ -229,6 +229,13 @@ impl Rule {
         !sealed.is_empty() && !self.committed(NodeSet(all & !sealed.0))
     }
 
+    /// [`Rule::may_promote`] for a rule whose last primary is not known for certain: no voter outside
+    /// the set may have been able to commit with the others outside it.
+    #[must_use]
+    pub fn may_promote_whoever_led(&self, sealed: NodeSet) -> bool {
+        self.voters.iter().all(|p| Rule { primary: *p, ..self.clone() }.may_promote(sealed))
+    }
+
     /// A majority of the voters. With static roles every change of primary needs one, so that any
     /// two changes meet in a node that remembers the higher epoch.
     #[must_use]

@@ -1,6 +1,13 @@
 //! Three real nodes: the modes, catching up from the log and from a checkpoint, promotion by hand,
 //! the way back of a deposed primary with an uncommitted tail.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking and observes real processes"
+)]
+
 mod support;
 
 use std::time::Duration;
@@ -9,12 +16,12 @@ use mainstay_client::{Client, ErrorClass, Write};
 use support::{Cluster, Node, Scratch, until};
 
 fn client(cluster: &Cluster) -> Client {
-    Client::connect(&cluster.endpoints()).unwrap()
+    Client::connect(cluster.endpoints()).unwrap()
 }
 
 /// A client of one node only.
 fn client_of(node: &Node) -> Client {
-    Client::connect(&[node.client.clone()]).unwrap()
+    Client::connect([node.client.clone()]).unwrap()
 }
 
 async fn put_many(client: &Client, from: u32, to: u32) {
@@ -45,7 +52,7 @@ async fn each_mode_acknowledges_when_its_rule_is_met_and_not_before() {
         for (down, goes_on) in [(3, survives_one_replica_down), (2, survives_two)] {
             cluster.node(down).kill();
             let hasty = Client::builder()
-                .endpoints(&[cluster.node(1).client.clone()])
+                .endpoints([cluster.node(1).client.clone()])
                 .timeout(Duration::from_secs(if goes_on { 20 } else { 2 }))
                 .no_retries()
                 .connect()
@@ -130,11 +137,18 @@ async fn promotion_by_hand_loses_nothing_and_the_old_primary_comes_back_as_a_rep
     cluster.start();
     let all = client(&cluster);
     put_many(&all, 0, 1000).await;
+    let (one, last) = (cluster.node(1).client.clone(), all.put(b"settled", b"").await.unwrap());
+    let _ = until(
+        "both replicas to hold everything",
+        || all.status(&one),
+        |s| s.as_ref().is_ok_and(|s| s.peers.iter().filter(|p| p.durable_lsn >= last.lsn).count() == 2),
+    )
+    .await;
     // An uncommitted tail on the primary alone: both replicas are down while it is written.
     cluster.node(2).kill();
     cluster.node(3).kill();
     let lonely = Client::builder()
-        .endpoints(&[cluster.node(1).client.clone()])
+        .endpoints([cluster.node(1).client.clone()])
         .timeout(Duration::from_secs(1))
         .no_retries()
         .connect()
@@ -185,11 +199,11 @@ async fn a_paused_primary_is_deposed_and_acknowledges_nothing_afterwards() {
     let three = cluster.node(3).client.clone();
     let best = if durable(&all, &two).await >= durable(&all, &three).await { two } else { three };
     let promoted = all.promote(&best, false).await.unwrap();
-    let new = Client::connect(&[best.clone()]).unwrap();
+    let new = Client::connect([best.clone()]).unwrap();
     new.put(b"k", b"new reign").await.unwrap();
     cluster.node(1).signal("-CONT");
     let old = Client::builder()
-        .endpoints(&[cluster.node(1).client.clone()])
+        .endpoints([cluster.node(1).client.clone()])
         .timeout(Duration::from_secs(3))
         .no_retries()
         .connect()

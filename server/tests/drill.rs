@@ -1,5 +1,12 @@
 //! The drill on real processes: it passes when nothing is broken, and fails when something is.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking and observes real processes"
+)]
+
 mod support;
 
 use support::{Scratch, mainstay};

@@ -1,6 +1,13 @@
 //! The main job: import into three nodes, back up, damage a tenth, restore to the moment before,
 //! compare every record. On a sample of its own, and on the full package index where it is present.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking and observes real processes"
+)]
+
 mod support;
 
 use std::collections::BTreeMap;
@@ -26,7 +33,7 @@ async fn round_trip(input: &Path, records: &BTreeMap<String, String>) {
     // More history after the base, so that the restore replays the archive: the same values again.
     succeed(&["import", half.to_str().unwrap(), "--endpoints", &endpoints]);
 
-    let client = Client::connect(&cluster.endpoints()).unwrap();
+    let client = Client::connect(cluster.endpoints()).unwrap();
     let before = client.put(b"zz-marker", b"the last good write").await.unwrap();
     damage_a_tenth(&client, records).await;
     client.wait_archived().await.unwrap();
@@ -60,7 +67,7 @@ async fn round_trip(input: &Path, records: &BTreeMap<String, String>) {
     assert_eq!(found.remove("zz-marker").as_deref(), Some("the last good write"));
     assert_same(records, &found);
     // The new history goes on, above everything the old one used.
-    let client = Client::connect(&[node.client.clone()]).unwrap();
+    let client = Client::connect([node.client.clone()]).unwrap();
     let after = client.put(b"zz-after", b"restored").await.unwrap();
     assert!(after.lsn > before.lsn + (1 << 32) && after.epoch > before.epoch, "{after:?}");
     node.stop();

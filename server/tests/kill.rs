@@ -1,6 +1,13 @@
 //! A single node under load is killed fifty times at random moments: no acknowledged write may be
 //! missing, none that was deleted may come back.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking and observes real processes"
+)]
+
 mod support;
 
 use std::collections::BTreeMap;
@@ -88,7 +95,7 @@ async fn fifty_kills_lose_nothing_and_bring_nothing_back() {
         total += enough + acks.available_permits() as u64;
     }
     node.start();
-    let client = Client::connect(&[node.client.clone()]).unwrap();
+    let client = Client::connect([node.client.clone()]).unwrap();
     check(&client, &ledger, seed, KILLS).await;
     node.stop();
     println!("{total} acknowledged writes survived {KILLS} kills");

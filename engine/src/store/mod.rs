@@ -252,14 +252,13 @@ impl Store {
     pub fn truncate_above(&self, lsn: Lsn) -> Result<Option<crate::log::CutTail>> {
         let _order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
         let committed = self.committed.get().max(self.tree.applied().lsn);
-        if lsn >= committed {
-            // The evidence must not outlive what it speaks of: it is lowered before the cut.
-            let mut saved = self.evidence.lock().unwrap_or_else(PoisonError::into_inner);
-            let lowered = Evidence { durable: saved.durable.min(lsn), committed: saved.committed.min(lsn) };
-            if lowered != *saved {
-                lowered.write(&self.env, &self.dir)?;
-                *saved = lowered;
-            }
+        // Held across the cut: evidence of what is being cut must not be written meanwhile, nor
+        // outlive it.
+        let mut saved = self.evidence.lock().unwrap_or_else(PoisonError::into_inner);
+        let lowered = Evidence { durable: saved.durable.min(lsn), committed: saved.committed.min(lsn) };
+        if lsn >= committed && lowered != *saved {
+            lowered.write(&self.env, &self.dir)?;
+            *saved = lowered;
         }
         self.log.truncate_above(lsn, committed)
     }
@@ -285,8 +284,8 @@ impl Store {
 
     /// Writes what is known to be durable and committed, if that changed.
     pub(crate) fn save_evidence(&self) -> Result<()> {
-        let now = Evidence { durable: self.log.durable().get(), committed: self.committed.get() };
         let mut saved = self.evidence.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Evidence { durable: self.log.durable().get(), committed: self.committed.get() };
         if now.durable > saved.durable || now.committed > saved.committed {
             now.write(&self.env, &self.dir)?;
             *saved = now;

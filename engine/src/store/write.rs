@@ -40,7 +40,13 @@ impl Store {
         let mut body = Vec::with_capacity(batch.encoded_len());
         batch.encode(&mut body);
         let _order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = CommitTs(self.env.clock.wall().0.max(self.log.last().ts.0 + 1));
+        let last = self.log.last();
+        if epoch != last.epoch {
+            // Another reign's records are in the log by now \[I5\].
+            let (lsn, after) = (last.lsn.next(), last.lsn);
+            return Err(crate::record::RecordError::Discontinuous { epoch, lsn, after }.into());
+        }
+        let now = CommitTs(self.env.clock.wall().0.max(last.ts.0 + 1));
         if !conditions.is_empty() {
             self.check(conditions, now)?;
         }

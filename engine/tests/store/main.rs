@@ -1,6 +1,13 @@
 //! The whole store on the simulated disk, against a model: whatever fails, the state after recovery
 //! is the model's at one LSN between durable and appended.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking and observes real processes"
+)]
+
 mod exhaustive;
 mod model;
 mod planted;

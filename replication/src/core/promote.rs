@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use mainstay_engine::{Epoch, Lsn, Position};
 
 use super::{Core, Effect, Promise, Role, Sealed};
-use crate::rule::NodeId;
+use crate::rule::{Mode, NodeId};
 
 /// Seals collected so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,7 +109,13 @@ impl Core {
             return fail(self, why);
         }
         let set = self.rule.set(c.sealed.keys().copied());
-        let enough = self.rule.is_majority(set) && self.rule.may_promote(set);
+        // Who led last is not known for certain here; async, which loses by definition when its
+        // primary is gone, goes by the primary that this node knows.
+        let proven = match self.rule.mode() {
+            Mode::Async => self.rule.may_promote(set),
+            Mode::Sync | Mode::Quorum | Mode::SemiSync { .. } => self.rule.may_promote_whoever_led(set),
+        };
+        let enough = self.rule.is_majority(set) && proven;
         if !enough && !c.accept_loss {
             let have = c.sealed.keys().map(|n| n.0).collect();
             let missing = self.rule.voters().iter().filter(|n| !c.sealed.contains_key(n)).map(|n| n.0).collect();

@@ -42,8 +42,13 @@ impl Driver {
         };
         let this = Arc::clone(self);
         let effects = blocking(move || {
-            let (last, commit) = this.durable_position()?;
-            this.step(Event::Promote { last, commit, accept_loss })
+            let gate = this.gate();
+            let (last, commit) = this.end_of_log();
+            let effects = this.step(Event::Promote { last, commit, accept_loss })?;
+            drop(gate);
+            // What is counted is what stands when the promise is given, durable before anybody asks.
+            this.sync_to(last.lsn)?;
+            Ok(effects)
         })
         .await?;
         let mut epoch = None;

@@ -29,6 +29,10 @@ impl Driver {
             }
             tokio::time::sleep(RETRY).await;
         };
+        let marker = self.settings.dir.join(super::SET_ASIDE);
+        if self.env.fs.exists(&marker).unwrap_or(false) {
+            self.env.fs.remove_file(&marker).map_err(|e| mainstay_engine::Error::io("remove", &marker, e))?;
+        }
         let store = Arc::new(store);
         let _ = self.store.set(Arc::clone(&store));
         self.set_trouble(None, None);

@@ -34,6 +34,8 @@ use crate::rule::{NodeId, Rule};
 const HEARTBEAT: Duration = Duration::from_millis(100);
 /// Silence after which a stream is given up.
 const SILENCE: Duration = Duration::from_millis(1500);
+/// Marks a directory whose data was set aside; removed when there is data again.
+pub const SET_ASIDE: &str = "SET_ASIDE";
 /// Pause before the next attempt at anything that failed.
 const RETRY: Duration = Duration::from_millis(200);
 
@@ -138,6 +140,11 @@ pub struct Driver {
     role: watch::Sender<RoleView>,
     peers: Mutex<BTreeMap<NodeId, PeerProgress>>,
     promoting: tokio::sync::Mutex<()>,
+    /// Held while records of a primary are checked and appended, and while a promise is given and
+    /// the log's end is read: what a seal reports includes everything accepted before it.
+    gate: Mutex<()>,
+    /// Whose data was in the directory when this life began, opened or not yet.
+    found: Option<Identity>,
     /// What each replica still needs of the log, connected or not, up to the retained bytes.
     slots: Mutex<BTreeMap<NodeId, Arc<Slot>>>,
 }
@@ -152,6 +159,7 @@ impl Driver {
         let (promise, life) = promise_file::read(&env, &settings.dir)?;
         let incarnation = life + 1;
         promise_file::write(&env, &settings.dir, promise, incarnation)?;
+        let found = Identity::read(&env, &settings.dir)?;
         let core = Mutex::new(Core::new(settings.me, settings.rule.clone(), promise));
         let driver = Self {
             env,
@@ -163,6 +171,8 @@ impl Driver {
             role: watch::Sender::new(RoleView::default()),
             peers: Mutex::default(),
             promoting: tokio::sync::Mutex::new(()),
+            gate: Mutex::default(),
+            found,
             slots: Mutex::default(),
             settings,
         };
@@ -228,15 +238,22 @@ impl Driver {
     }
 
     fn identity(&self) -> Identity {
-        self.store().map_or(Identity { cluster: ClusterId(0), timeline: TimelineId(0) }, |s| s.identity())
+        let nobody = Identity { cluster: ClusterId(0), timeline: TimelineId(0) };
+        self.store().map_or_else(|| self.found.unwrap_or(nobody), |s| s.identity())
     }
 
-    /// The newest durable record; syncs the log first. Blocks on the disk.
-    fn durable_position(&self) -> Result<(Position, Lsn)> {
-        let Some(store) = self.store() else { return Ok((Position::default(), Lsn::ZERO)) };
-        let last = store.log().last();
-        store.log().sync_to(last.lsn)?;
-        Ok((last, store.committed().get()))
+    /// The newest record and the commit LSN. The caller syncs before it tells anybody.
+    fn end_of_log(&self) -> (Position, Lsn) {
+        self.store().map_or_else(Default::default, |s| (s.log().last(), s.committed().get()))
+    }
+
+    /// Makes everything up to `lsn` durable. Blocks on the disk.
+    fn sync_to(&self, lsn: Lsn) -> Result<()> {
+        self.store().map_or(Ok(()), |s| s.log().sync_to(lsn))
+    }
+
+    fn gate(&self) -> MutexGuard<'_, ()> {
+        self.gate.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Gives the core an event and carries out the local effects; returns those that only the
@@ -362,12 +379,37 @@ impl Driver {
     /// Tells the core about every advance of the local durable LSN.
     async fn watch_durable(self: Arc<Self>, store: Arc<Store>) {
         let mut seen = Lsn::ZERO;
-        while let Ok(at) = store.durable().reached(seen.next()).await {
-            seen = at;
-            if self.step(Event::Durable(at)).is_err() {
+        loop {
+            // A cut lowers the watermark; looking again from time to time finds that.
+            let moved = tokio::time::timeout(HEARTBEAT, store.durable().reached(seen.next())).await;
+            if matches!(moved, Ok(Err(_))) {
                 return;
             }
+            let at = store.durable().get();
+            if at != seen && self.step(Event::Durable(at)).is_err() {
+                return;
+            }
+            seen = at;
         }
+    }
+
+    /// Whether this node may say "I have nothing above this". One without data may only if it never
+    /// held any: a wiped disk, or data set aside, may have held the one copy that counts.
+    fn may_testify(&self, epoch: Epoch) -> Result<bool> {
+        if self.store().is_some() {
+            return Ok(true);
+        }
+        if self.found.is_some() {
+            // Still opening it.
+            return Ok(false);
+        }
+        if epoch == Epoch(1) {
+            return Ok(true);
+        }
+        let marker = self.settings.dir.join(SET_ASIDE);
+        let set_aside = self.env.fs.exists(&marker).map_err(|e| mainstay_engine::Error::io("look for", &marker, e))?;
+        // A promise on this disk means that the disk was not replaced since the node sealed.
+        Ok(self.promise().sealed > Epoch(0) && !set_aside)
     }
 
     /// Answers a candidate. With epoch zero it only says who is here.
@@ -389,14 +431,21 @@ impl Driver {
             let foreign = request.cluster != ClusterId(0)
                 && identity.cluster != ClusterId(0)
                 && request.cluster != identity.cluster;
-            let (last, commit) = this.durable_position()?;
-            (reply.last, reply.commit) = (last, commit);
             let votes = this.settings.rule.voters().contains(&request.candidate);
-            if foreign || request.epoch == Epoch(0) || !votes {
+            if foreign || request.epoch == Epoch(0) || !votes || !this.may_testify(request.epoch)? {
+                (reply.last, reply.commit) = this.end_of_log();
+                this.sync_to(reply.last.lsn)?;
                 return Ok(reply);
             }
+            let gate = this.gate();
+            let (last, commit) = this.end_of_log();
             let event = Event::SealRequest { epoch: request.epoch, candidate: request.candidate, last, commit };
-            for effect in this.step(event)? {
+            let effects = this.step(event)?;
+            // Read again behind the promise: a primary's own writers do not pass the gate.
+            (reply.last, reply.commit) = this.end_of_log();
+            drop(gate);
+            this.sync_to(reply.last.lsn)?;
+            for effect in effects {
                 if let Effect::Answer(answer) = effect {
                     match answer {
                         SealAnswer::Granted { .. } => (reply.granted, reply.epoch) = (true, request.epoch),

@@ -22,10 +22,20 @@ pub(super) enum Left {
     Reseed,
 }
 
+/// What a welcome came to.
+enum Joined {
+    /// The logs agree up to here.
+    At(Lsn),
+    /// No stream follows.
+    Not(Left),
+}
+
 /// What the acknowledging task needs from the receiving one.
 #[derive(Clone, Copy, Default)]
 struct Heard {
     epoch: Epoch,
+    /// Last record that is known to be the primary's: nothing above it is acknowledged.
+    last: Lsn,
     sent_at_us: u64,
     messages: u64,
 }
@@ -101,6 +111,7 @@ impl Driver {
         messages: &mut mpsc::Receiver<std::result::Result<FromPrimary, super::TransportError>>,
     ) -> Result<Left> {
         let heard = watch::Sender::new(Heard::default());
+        let mut shared = Lsn::ZERO;
         let acking = tokio::spawn(acknowledge(Arc::clone(store), heard.subscribe(), acks));
         let _abort = super::AbortOnDrop(acking.abort_handle());
         loop {
@@ -117,25 +128,26 @@ impl Driver {
             };
             match message {
                 FromPrimary::Welcome(welcome) => match self.on_welcome(store, primary, welcome).await? {
-                    None => {}
-                    Some(left) => return Ok(left),
+                    Joined::At(last) => shared = last,
+                    Joined::Not(left) => return Ok(left),
                 },
                 FromPrimary::Append { epoch, records, commit, sent_at_us } => {
-                    if !self.take_records(store, primary, epoch, records, commit).await? {
-                        return Ok(Left::TryAgain);
+                    match self.take_records(store, primary, epoch, records, commit, shared).await? {
+                        Some(last) => shared = last,
+                        None => return Ok(Left::TryAgain),
                     }
-                    heard.send_modify(|h| *h = Heard { epoch, sent_at_us, messages: h.messages + 1 });
+                    heard.send_modify(|h| *h = Heard { epoch, last: shared, sent_at_us, messages: h.messages + 1 });
                 }
                 FromPrimary::Refusal(refusal) => return self.on_refusal(refusal).await,
             }
         }
     }
 
-    async fn on_welcome(self: &Arc<Self>, store: &Arc<Store>, primary: NodeId, w: Welcome) -> Result<Option<Left>> {
+    async fn on_welcome(self: &Arc<Self>, store: &Arc<Store>, primary: NodeId, w: Welcome) -> Result<Joined> {
         let this = Arc::clone(self);
         let event = Event::FromPrimary { epoch: w.epoch, primary, commit: Lsn::ZERO, last: Lsn::ZERO };
         if !blocking(move || this.step(event)).await?.contains(&Effect::Accept) {
-            return Ok(Some(Left::TryAgain));
+            return Ok(Joined::Not(Left::TryAgain));
         }
         self.set_primary_addr(w.client_addr);
         match w.next {
@@ -147,7 +159,7 @@ impl Driver {
                     let store = Arc::clone(store);
                     blocking(move || store.set_timeline(w.timeline)).await?;
                 }
-                Ok(None)
+                Ok(Joined::At(from.prev()))
             }
             Next::Truncate(to) => {
                 let target = Arc::clone(store);
@@ -155,16 +167,16 @@ impl Driver {
                     Ok(cut) => {
                         let cut_to = cut.map_or(to, |c| c.to);
                         tracing::warn!(to = to.0, until = cut_to.0, "cut an uncommitted tail");
-                        Ok(Some(Left::TryAgain))
+                        Ok(Joined::Not(Left::TryAgain))
                     }
                     Err(e @ Error::BelowCommit { .. }) => {
                         self.set_trouble(Some(RoleName::Quarantined), Some(e.to_string()));
-                        Ok(Some(Left::TryAgain))
+                        Ok(Joined::Not(Left::TryAgain))
                     }
                     Err(e) => Err(e),
                 }
             }
-            Next::Checkpoint => Ok(Some(Left::Reseed)),
+            Next::Checkpoint => Ok(Joined::Not(Left::Reseed)),
         }
     }
 
@@ -175,23 +187,26 @@ impl Driver {
         epoch: Epoch,
         records: Vec<u8>,
         commit: Lsn,
-    ) -> Result<bool> {
+        shared: Lsn,
+    ) -> Result<Option<Lsn>> {
         let (this, store) = (Arc::clone(self), Arc::clone(store));
         let work = move || {
+            let _gate = this.gate();
             let check = Event::FromPrimary { epoch, primary, commit: Lsn::ZERO, last: Lsn::ZERO };
             if !this.step(check)?.contains(&Effect::Accept) {
-                return Ok(false);
+                return Ok(None);
             }
             let last = match store.append_replicated(&records) {
+                Ok(_) if records.is_empty() => shared,
                 Ok(position) => position.lsn,
                 Err(e @ (Error::Record(_) | Error::Malformed(_) | Error::DiskFull { .. })) => {
                     this.set_trouble(None, Some(format!("cannot take records from node {primary}: {e}")));
-                    return Ok(false);
+                    return Ok(None);
                 }
                 Err(e) => return Err(e),
             };
             this.step(Event::FromPrimary { epoch, primary, commit, last })?;
-            Ok(true)
+            Ok(Some(last))
         };
         // Encoding into memory, with the odd wait for the disk when buffers are full: cheap enough
         // to do here, on the peers' own runtime.
@@ -236,7 +251,8 @@ async fn acknowledge(store: Arc<Store>, mut heard: watch::Receiver<Heard>, acks:
             heard.mark_changed();
             continue;
         }
-        let durable = store.durable().get();
+        let on_disk = store.durable().get();
+        let durable = on_disk.min(h.last);
         let ack = Ack {
             epoch: h.epoch,
             received: store.appended().get(),
@@ -244,7 +260,7 @@ async fn acknowledge(store: Arc<Store>, mut heard: watch::Receiver<Heard>, acks:
             applied: store.applied().get(),
             sent_at_us: h.sent_at_us,
         };
-        acked = acked.max(durable);
+        acked = acked.max(on_disk);
         if acks.send(ack).await.is_err() {
             return;
         }

@@ -5,8 +5,6 @@
 //! outcome `{"id","outcome":"acked|refused|unknown","epoch","lsn","reply_us"}`. Owns: that file, in
 //! groups with one sync each. Never: guesses.
 
-#![expect(clippy::disallowed_methods, reason = "the observer's own file, outside the simulated core")]
-
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
