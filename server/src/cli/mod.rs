@@ -96,7 +96,7 @@ pub enum Command {
     /// Build a data directory from a repository
     Restore(restore::RestoreArgs),
     /// Hurt a scratch cluster and measure RPO and RTO.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Examples:\n  mainstay drill run all\n  mainstay drill list")]
     Drill(crate::drill::DrillCommand),
     /// Change who is primary
     #[command(subcommand)]
