@@ -47,7 +47,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            segment_bytes: 64 << 20,
+            segment_bytes: 24 << 20,
             tail_memory_bytes: 16 << 20,
             retained_log_bytes: 1 << 30,
             memtable_bytes: 32 << 20,

@@ -16,8 +16,7 @@ fn drill(args: &[&str]) -> (i32, serde_json::Value) {
     let dir = scratch.join("report");
     let mut all = vec!["drill", "run"];
     all.extend(args);
-    all.extend(["--preload", "500", "--report", dir.to_str().unwrap()]);
-    all.extend(["--seconds", "1"]);
+    all.extend(["--records", "500", "--duration", "2s", "--report", dir.to_str().unwrap()]);
     let out = mainstay(&all);
     let text = std::fs::read_to_string(dir.join("report.json"))
         .unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&out.stderr)));
@@ -28,7 +27,8 @@ fn passes(args: &[&str]) {
     let (code, report) = drill(args);
     let run = &report["runs"][0];
     assert_eq!((code, run["verdict"].as_str()), (0, Some("pass")), "{run:#}");
-    assert!(run["acked"].as_u64().unwrap() > 50 && run["rto"]["sustained_s"].as_f64().unwrap() > 0.0, "{run:#}");
+    assert!(run["acked"].as_u64().unwrap() > 50 && run["rto"]["first_write_s"].as_f64().unwrap() > 0.0, "{run:#}");
+    assert_eq!((run["counts"]["torn"].as_u64(), run["counts"]["wrong"].as_u64()), (Some(0), Some(0)), "{run:#}");
     assert_eq!(report["schema"], 1);
 }
 
@@ -57,15 +57,15 @@ fn a_lost_region_comes_back_from_the_bucket() {
 
 #[test]
 fn a_lost_acknowledged_write_fails_the_drill() {
-    fails(&["primary-crash", "--sabotage", "lose-acked"], "gone or changed");
+    fails(&["primary-crash", "--sabotage", "lose-acked"], "acknowledged writes are lost");
 }
 
 #[test]
 fn a_key_that_nobody_wrote_fails_the_drill() {
-    fails(&["fat-finger", "--sabotage", "add-phantom"], "nobody wrote");
+    fails(&["fat-finger", "--sabotage", "skip-ledger-writes"], "nobody wrote");
 }
 
 #[test]
 fn a_hole_in_the_archive_fails_the_drill() {
-    fails(&["fat-finger", "--sabotage", "drop-archive-object"], "did not come to its end");
+    fails(&["region-loss", "--sabotage", "drop-archive-object"], "the archive lacks");
 }

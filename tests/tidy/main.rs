@@ -136,10 +136,7 @@ fn invariants_are_named_in_the_code() {
 fn broken_links(dir: &Path, text: &str) -> Vec<String> {
     let targets = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
     let relative = targets.filter(|t| !t.contains("://") && !t.starts_with('#') && !t.is_empty());
-    relative
-        .filter(|t| !dir.join(t.split('#').next().unwrap_or_default()).exists())
-        .map(str::to_owned)
-        .collect()
+    relative.filter(|t| !dir.join(t.split('#').next().unwrap_or_default()).exists()).map(str::to_owned).collect()
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mainstay_engine::limits::TIMELINE_LSN_JUMP;
-use mainstay_engine::record::TimelineStart;
+use mainstay_engine::record::{Kind, TimelineStart};
 use mainstay_engine::store::Store;
 use mainstay_engine::{Epoch, Lsn, Result, TimelineId};
 
@@ -24,6 +24,25 @@ pub struct Promoted {
     pub epoch: Epoch,
     /// LSN of its `EpochStart` record.
     pub start: Lsn,
+}
+
+/// Whether nothing can have been committed on this log's timeline yet: it was just created, or just
+/// restored, and holds no batch since.
+fn is_fresh(store: &Store) -> Result<bool> {
+    let last = store.log().last().lsn;
+    let from = Lsn(last.0.saturating_sub(64)).max(store.log().oldest());
+    let mut fresh = last == Lsn::ZERO;
+    let mut reader = store.log().reader(from)?;
+    while let Some(chunk) = reader.next(last, 1 << 20)? {
+        for record in chunk.records() {
+            match record?.header.kind {
+                Kind::TimelineStart => fresh = true,
+                Kind::Batch => fresh = false,
+                Kind::EpochStart => {}
+            }
+        }
+    }
+    Ok(fresh)
 }
 
 impl Driver {
@@ -68,6 +87,8 @@ impl Driver {
     }
 
     async fn collect_seals(self: &Arc<Self>, epoch: Epoch) -> Result<Option<NotPromoted>> {
+        let store = self.store().cloned();
+        let fresh = blocking(move || store.map_or(Ok(true), |s| is_fresh(&s))).await?;
         let request = SealRequest { cluster: self.identity().cluster, epoch, candidate: self.settings.me };
         let mut calls = tokio::task::JoinSet::new();
         for node in self.others() {
@@ -77,7 +98,9 @@ impl Driver {
         while let Some(call) = calls.join_next().await {
             // A voter that cannot be reached simply does not count.
             let Ok((node, Ok(Ok(reply)))) = call else { continue };
-            let foreign = reply.cluster.0 != 0 && reply.cluster != request.cluster;
+            // A node that cannot say what it held counts only where nothing can have been committed.
+            let mute = reply.cluster.0 == 0 && !fresh;
+            let foreign = mute || (reply.cluster.0 != 0 && reply.cluster != request.cluster);
             let event = if reply.granted && !foreign {
                 Event::SealGranted { epoch, sealed: Sealed { node, last: reply.last, commit: reply.commit } }
             } else if foreign {

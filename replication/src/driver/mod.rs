@@ -393,19 +393,9 @@ impl Driver {
         }
     }
 
-    /// Whether this node may say "I have nothing above this". One without data may only if it never
-    /// held any: a wiped disk, or data set aside, may have held the one copy that counts.
-    fn may_testify(&self, epoch: Epoch) -> Result<bool> {
-        if self.store().is_some() {
-            return Ok(true);
-        }
-        if self.found.is_some() {
-            // Still opening it.
-            return Ok(false);
-        }
-        if epoch == Epoch(1) {
-            return Ok(true);
-        }
+    /// Whether a node without data never held any: a wiped disk, or data set aside, may have held the
+    /// one copy that counts, and then the candidate must do without this node's word.
+    fn never_held_data(&self) -> Result<bool> {
         let marker = self.settings.dir.join(SET_ASIDE);
         let set_aside = self.env.fs.exists(&marker).map_err(|e| mainstay_engine::Error::io("look for", &marker, e))?;
         // A promise on this disk means that the disk was not replaced since the node sealed.
@@ -431,11 +421,16 @@ impl Driver {
             let foreign = request.cluster != ClusterId(0)
                 && identity.cluster != ClusterId(0)
                 && request.cluster != identity.cluster;
+            // Data that is not open yet cannot be spoken for.
+            let opening = this.found.is_some() && this.store().is_none();
             let votes = this.settings.rule.voters().contains(&request.candidate);
-            if foreign || request.epoch == Epoch(0) || !votes || !this.may_testify(request.epoch)? {
+            if foreign || request.epoch == Epoch(0) || !votes || opening {
                 (reply.last, reply.commit) = this.end_of_log();
                 this.sync_to(reply.last.lsn)?;
                 return Ok(reply);
+            }
+            if this.store().is_none() && this.never_held_data()? {
+                reply.cluster = request.cluster;
             }
             let gate = this.gate();
             let (last, commit) = this.end_of_log();

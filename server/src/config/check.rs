@@ -329,7 +329,7 @@ mod tests {
         let c = Config::new(&l).unwrap();
         assert_eq!((c.node_id, c.primary, c.mode, c.min_in_sync), (1, 1, Mode::Async, 1));
         assert!(c.peers.is_empty());
-        assert_eq!(c.segment_bytes, 64 << 20);
+        assert_eq!(c.segment_bytes, 24 << 20);
     }
 
     #[test]

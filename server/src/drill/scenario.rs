@@ -1,411 +1,450 @@
-//! The scenarios: load, fault, recovery, comparison.
+//! One run: the stage that all scenarios share, and the judgement at its end.
 //!
-//! Owns: the order of events and their stamps. Recovery from a primary's crash is a promotion that
-//! the drill asks for by the same call an operator would make, until nodes do it themselves. Never:
-//! waits for a log line; only for service seen from outside.
+//! Owns: the order of a run (cluster, data set, load, fault, recovery, reading back, comparing) as
+//! far as it is common, and what becomes of errors: before the fault they end the drill, after it
+//! they are a negative verdict. Never: a look into a node; only the client library, process control
+//! and this binary's own subcommands.
 
-#![expect(clippy::disallowed_methods, reason = "an observer controls real processes, files and time")]
+mod fat_finger;
+mod primary_crash;
+mod region_loss;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, bail};
-use mainstay_client::{Client, Scan};
+use anyhow::Context;
+use mainstay_client::{Client, Consistency, ReadOptions, Scan};
+use serde_json::Value;
 
-use super::cluster::{Cluster, Scratch, mainstay};
-use super::compare::{Comparison, compare};
-use super::ledger::{Ledger, Operation, Outcome};
-use super::report::{Rpo, Rto, Run, Verdict};
-use super::workload::{Clocks, Load, Since, mark, preload, probe};
-use super::{RunArgs, Sabotage, Scenario};
-use crate::cli::output;
+use super::cluster::{Cluster, LOOK_EVERY, Scratch, Shape, until};
+use super::compare::{Contents, Found, Question, compare, rpo};
+use super::fault::{Sabotage, archive_size};
+use super::ledger::{self, Entry, Ledger, Recorded, Told};
+use super::measure::{Clock, Kind, latency, longest_gap, rate, series, sustained};
+use super::report::{Dataset, Event, LedgerReport, LoadReport, Pitr, Rto, RunReport};
+use super::verdict::{Allowed, Facts, Objectives, Verdict, judge};
+use super::voice::Voice;
+use super::workload::{Load, Workload, connect};
+use super::{DrillArgs, Scenario};
 
-/// Longest wait for anything that must happen.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// Longest wait for a step that is not a recovery.
+const STEP_PATIENCE: Duration = Duration::from_secs(60);
 
-/// What a run collects on its way.
-struct Course {
+/// The parts of a run, and what it leaves behind.
+struct Stage<'a> {
+    args: &'a DrillArgs,
     scenario: Scenario,
-    since: Since,
-    timeline: Vec<(f64, String)>,
+    mode: String,
+    scratch: Scratch,
+    repository: String,
+    clock: Clock,
+    work: Arc<Workload>,
+    voice: &'a Voice,
+    timeline: Vec<Event>,
+    notes: Vec<String>,
+    broken: Vec<String>,
+    skipped: Vec<String>,
+    fault_us: Option<u64>,
+    baseline: f64,
     rto: Rto,
-    /// Microseconds since the drill began, when the fault struck.
-    fault_us: u64,
-    comparison: Comparison,
-    operations: Vec<Operation>,
-    /// Whether any acknowledged write may be missing at all.
-    may_lose: bool,
+    pitr: Option<Pitr>,
+    replicas_agree: Option<bool>,
+    /// LSN the archive had confirmed at the last look before the fault.
+    archived_before: u64,
+    /// Last epoch before the fault.
+    epoch_before: u64,
 }
 
-impl Course {
-    fn note(&mut self, what: impl Into<String>) {
-        let (at, what) = (self.since.us() as f64 / 1e6, what.into());
-        output::say(format!("[{} {at:7.2}s] {what}", self.scenario.name()));
-        self.timeline.push((at, what));
-    }
-
-    fn phase(&mut self, name: &str, seconds: f64) {
-        self.rto.phases.insert(name.to_owned(), seconds);
-    }
-
-    fn clocks(&mut self, clocks: Clocks) {
-        self.rto.first_read_s = clocks.first_read;
-        self.rto.first_write_s = clocks.first_write;
-        self.rto.sustained_s = clocks.sustained;
-    }
+/// What a scenario read back, and by which question it is judged.
+struct Aftermath {
+    found: Contents,
+    upto: Option<u64>,
 }
 
-/// Runs one scenario to its verdict.
-pub(super) async fn run(scenario: Scenario, args: &RunArgs) -> Run {
-    let mut course = Course {
+/// Runs one scenario once.
+///
+/// # Errors
+/// What went wrong before the fault, or with the observer itself.
+pub(super) async fn run_once(
+    args: &DrillArgs,
+    scenario: Scenario,
+    mode: &str,
+    seed: u64,
+    voice: &Voice,
+) -> anyhow::Result<RunReport> {
+    let parent = args.dir.clone().unwrap_or_else(std::env::temp_dir);
+    let scratch = Scratch::new(&parent, args.keep)?;
+    let ledger = Ledger::create(&scratch.join("ledger"))?;
+    let clock = Clock::start();
+    let mut stage = Stage {
+        args,
         scenario,
-        since: Since::start(),
+        mode: mode.to_owned(),
+        repository: scratch.repository()?,
+        scratch,
+        clock,
+        work: Workload::new(clock, ledger, seed, args.records),
+        voice,
         timeline: Vec::new(),
+        notes: Vec::new(),
+        broken: Vec::new(),
+        skipped: Vec::new(),
+        fault_us: None,
+        baseline: 0.0,
         rto: Rto::default(),
-        fault_us: 0,
-        comparison: Comparison::default(),
-        operations: Vec::new(),
-        may_lose: false,
+        pitr: None,
+        replicas_agree: None,
+        archived_before: 0,
+        epoch_before: 0,
     };
-    let mut reasons = Vec::new();
-    let ran = match Scratch::new(scenario.name(), args.keep) {
-        Err(e) => Err(e),
-        Ok(scratch) => match scenario {
-            Scenario::PrimaryCrash => primary_crash(&mut course, args, &scratch).await,
-            Scenario::FatFinger => fat_finger(&mut course, args, &scratch).await,
-            Scenario::RegionLoss => region_loss(&mut course, args, &scratch).await,
-            Scenario::All => Err(anyhow::anyhow!("not a scenario of its own")),
-        },
+    if args.keep {
+        stage.note(format!("kept: {}", stage.scratch.path().display()));
+    }
+    let played = match scenario {
+        Scenario::PrimaryCrash => primary_crash::play(&mut stage).await,
+        Scenario::FatFinger => fat_finger::play(&mut stage).await,
+        Scenario::RegionLoss => region_loss::play(&mut stage).await,
     };
-    if let Err(e) = ran {
-        reasons.push(format!("the run did not come to its end: {e:#}"));
-    }
-    verdict(course, args, reasons)
+    stage.work.check()?;
+    let aftermath = match played {
+        Ok(aftermath) => aftermath,
+        Err(e) if stage.fault_us.is_some() => {
+            stage.broken.push(format!("{e:#}"));
+            stage.notes.push("nothing was read back, so every acknowledged write counts as lost".to_owned());
+            Aftermath { found: Contents::new(), upto: None }
+        }
+        Err(e) => return Err(e.context(format!("drill {} {mode} did not get as far as the fault", scenario.as_str()))),
+    };
+    stage.judge(seed, aftermath)
 }
 
-fn verdict(course: Course, args: &RunArgs, mut reasons: Vec<String>) -> Run {
-    let c = &course.comparison;
-    let lost_bytes = c.lost * 220;
-    let seconds = c.first_lost_reply_us.map_or(0.0, |t| course.fault_us.saturating_sub(t) as f64 / 1e6);
-    if c.acked == 0 {
-        reasons.push("no write was acknowledged, so nothing was tested".into());
+impl Stage<'_> {
+    fn mark(&mut self, text: impl Into<String>) -> u64 {
+        let (at_us, event) = (self.clock.us(), text.into());
+        let at_s = at_us as f64 / 1e6;
+        self.voice.line(format!("{} {}: {at_s:>6.2} s  {event}", self.scenario.as_str(), self.mode));
+        self.timeline.push(Event { at_s, event });
+        at_us
     }
-    if c.phantom + c.wrong + c.resurrected > 0 && !(course.may_lose && c.phantom + c.wrong == 0) {
-        reasons.push(format!(
-            "{} keys nobody wrote, {} wrong values, {} deletes undone",
-            c.phantom, c.wrong, c.resurrected
-        ));
-    }
-    if c.lost > 0 && !course.may_lose {
-        reasons.push(format!("{} acknowledged writes lost; this mode and scenario allow none", c.lost));
-    }
-    if !c.prefix_holds {
-        reasons.push("what is left is no prefix of what was acknowledged: there is a hole".into());
-    }
-    if seconds > args.rpo {
-        reasons.push(format!("RPO {seconds:.2} s is over the objective of {} s", args.rpo));
-    }
-    match course.rto.sustained_s {
-        Some(s) if s <= args.rto => {}
-        Some(s) => reasons.push(format!("RTO {s:.2} s is over the objective of {} s", args.rto)),
-        None => reasons.push("service was not sustained again".into()),
-    }
-    if course.rto.reprotected_s.is_none() && course.scenario != Scenario::FatFinger {
-        reasons.push("redundancy was not restored".into());
-    }
-    let passed = reasons.is_empty();
-    if !passed {
-        reasons.extend(c.examples.iter().cloned());
-    }
-    Run {
-        scenario: course.scenario.name().to_owned(),
-        mode: args.mode.to_string(),
-        seed: args.seed,
-        verdict: if passed { Verdict::Pass } else { Verdict::Fail },
-        acked: c.acked,
-        rpo: Rpo { writes: c.lost, seconds, bytes: lost_bytes },
-        rto: course.rto,
-        objective_rpo_s: args.rpo,
-        objective_rto_s: args.rto,
-        comparison: course.comparison,
-        timeline: course.timeline,
-        reasons,
-    }
-}
 
-/// Everything a client can see, but for the probe's own key: keys and marks.
-async fn read_all(endpoints: &[String]) -> anyhow::Result<BTreeMap<String, String>> {
-    let client = Client::connect(endpoints)?;
-    let mut entries = client.scan(Scan::all()).await?;
-    let mut all = BTreeMap::new();
-    while let Some(e) = entries.next().await? {
-        let key = String::from_utf8_lossy(&e.key).into_owned();
-        if !key.starts_with("s/") {
-            all.insert(key, mark(&e.value));
+    fn note(&mut self, text: String) {
+        self.voice.line(format!("{} {}: {text}", self.scenario.as_str(), self.mode));
+        self.notes.push(text);
+    }
+
+    /// Stamps the fault, which comes right after.
+    async fn fault(&mut self, text: impl Into<String>) -> anyhow::Result<u64> {
+        let what = text.into();
+        let at_us = self.clock.us();
+        self.work.ledger.record(&Entry::Mark { at_us, what: what.clone() }).await?;
+        let at_us = self.mark(what);
+        self.fault_us = Some(at_us);
+        Ok(at_us)
+    }
+
+    /// Seconds from the fault to a stamp.
+    fn since_fault(&self, at_us: u64) -> f64 {
+        at_us.saturating_sub(self.fault_us.unwrap_or(0)) as f64 / 1e6
+    }
+
+    fn shape(&self, name: &str) -> Shape {
+        Shape {
+            name: name.to_owned(),
+            nodes: self.args.nodes,
+            mode: Some(self.mode.clone()),
+            repository: Some(self.repository.clone()),
+            archive_interval_ms: self.args.archive_interval_ms,
         }
     }
-    Ok(all)
-}
 
-async fn sabotage(course: &mut Course, args: &RunArgs, endpoints: &[String]) -> anyhow::Result<()> {
-    let client = Client::connect(endpoints)?;
-    match args.sabotage {
-        Some(Sabotage::LoseAcked) => {
-            let key = "d/00000001";
-            client.delete(key).await?;
-            course.note(format!("sabotage: deleted {key} behind the ledger's back"));
+    /// A cluster in full strength with the data set in it.
+    async fn build(&mut self) -> anyhow::Result<(Cluster, Client)> {
+        let mut cluster = Cluster::new(&self.scratch, &self.shape("node"), None)?;
+        cluster.start().await?;
+        let client = connect(&cluster.endpoints())?;
+        super::cluster::full_strength(&client, self.args.nodes, true, STEP_PATIENCE).await?;
+        self.mark(format!("{} nodes are up in mode {}, archiving", self.args.nodes, self.mode));
+        self.work.preload(&client).await?;
+        self.mark(format!("{} records are loaded", self.args.records));
+        if self.args.sabotage == Some(Sabotage::SkipLedgerWrites) {
+            self.work.forget_some();
         }
-        Some(Sabotage::AddPhantom) => {
-            client.put("u/phantom", "x:").await?;
-            course.note("sabotage: wrote a key that the ledger does not know");
-        }
-        Some(Sabotage::DropArchiveObject) | None => {}
+        Ok((cluster, client))
     }
-    Ok(())
-}
 
-struct Started {
-    cluster: Cluster,
-    endpoints: Vec<String>,
-    preloaded: BTreeMap<String, String>,
-    ledger: Arc<Ledger>,
-}
+    fn load(&self, endpoints: &[String]) -> anyhow::Result<Load> {
+        Load::start(&self.work, endpoints, self.args.clients, self.args.writes_per_second)
+    }
 
-async fn start(
-    course: &mut Course,
-    args: &RunArgs,
-    scratch: &Scratch,
-    bucket: Option<&str>,
-) -> anyhow::Result<Started> {
-    let mut cluster = Cluster::new(&scratch.path, 3, &args.mode.to_string(), bucket)?;
-    cluster.start_all()?;
-    let endpoints = cluster.endpoints();
-    let client = Client::connect(&endpoints)?;
-    let preloaded = preload(&client, args).await.context("loading the first records")?;
-    course.note(format!("three nodes run in mode {}, {} records are loaded", args.mode, preloaded.len()));
-    let ledger = Arc::new(Ledger::create(&scratch.path.join("ledger.jsonl"))?);
-    Ok(Started { cluster, endpoints, preloaded, ledger })
-}
+    /// Steady load for a while; its rate becomes the baseline. Returns the running load.
+    async fn steady(&mut self, endpoints: &[String], how_long: Duration) -> anyhow::Result<Load> {
+        let load = self.load(endpoints)?;
+        let begun = self.mark(format!("load: {} clients, {} writes/s", self.args.clients, self.args.writes_per_second));
+        tokio::time::sleep(how_long).await;
+        self.work.check()?;
+        let now = self.clock.us();
+        // The first quarter is warm-up.
+        self.baseline = rate(&self.work.samples(), begun + (now - begun) / 4, now);
+        self.mark(format!("{:.0} writes/s are acknowledged", self.baseline));
+        if self.baseline < 0.5 * f64::from(self.args.writes_per_second) {
+            let text =
+                format!("only {:.0} writes/s came through; the load was below what was asked for", self.baseline);
+            self.skipped.push(text);
+        }
+        Ok(load)
+    }
 
-async fn settle(course: &mut Course, load: Load, ledger: &Ledger) -> anyhow::Result<()> {
-    load.stop().await?;
-    record(course, ledger);
-    Ok(())
-}
+    /// Last look at the primary before the fault: who it is, what is archived.
+    async fn last_look(&mut self, client: &Client) -> anyhow::Result<(String, u64)> {
+        let (addr, status) = until("a primary", STEP_PATIENCE, || super::cluster::primary(client)).await?;
+        self.epoch_before = status.epoch;
+        self.archived_before = status.archived_lsn;
+        Ok((addr, status.node_id))
+    }
 
-fn record(course: &mut Course, ledger: &Ledger) {
-    course.operations = ledger.operations();
-    let acked = course.operations.iter().filter(|o| matches!(o.outcome, Outcome::Acked { .. })).count();
-    course.note(format!("load ended: {} writes attempted, {acked} acknowledged", course.operations.len()));
-}
+    /// Waits for sustained service and stamps the clocks that the samples give.
+    async fn await_sustained(&mut self, since_us: u64) -> Option<u64> {
+        let patience = Duration::from_secs_f64(self.args.rto_seconds.max(30.0) * 2.0);
+        let looked =
+            until("sustained service", patience, || async { sustained(&self.work.samples(), since_us, self.baseline) });
+        let at = looked.await.ok()?;
+        self.rto.sustained_s = Some(self.since_fault(at));
+        self.mark("service is sustained");
+        Some(at)
+    }
 
-async fn primary_crash(course: &mut Course, args: &RunArgs, scratch: &Scratch) -> anyhow::Result<()> {
-    let Started { mut cluster, endpoints, preloaded, ledger } = start(course, args, scratch, None).await?;
-    let load = Load::start(&endpoints, args, &ledger, course.since)?;
-    tokio::time::sleep(Duration::from_secs(args.seconds)).await;
-    let fault = Instant::now();
-    course.fault_us = course.since.us();
-    cluster.kill(1);
-    course.note("SIGKILL of node 1, the primary, under load");
-    let watching = tokio::spawn({
-        let endpoints = endpoints.clone();
-        async move { probe(&endpoints, fault, PATIENCE).await }
-    });
-    let promoted = promote_best(course, args, &endpoints, fault).await?;
-    let clocks = watching.await??;
-    course.phase("redirect", clocks.first_write.map_or(0.0, |w| (w - promoted).max(0.0)));
-    course.clocks(clocks);
-    course.note("reads and writes are sustained again");
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    settle(course, load, &ledger).await?;
-    cluster.start(1)?;
-    protected(&endpoints, 3).await.context("waiting for node 1 to follow again")?;
-    course.rto.reprotected_s = Some(fault.elapsed().as_secs_f64());
-    course.note("node 1 is back as a replica and holds everything committed");
-    sabotage(course, args, &endpoints).await?;
-    let found = read_all(&endpoints).await?;
-    course.may_lose = args.mode == mainstay_replication::rule::Mode::Async;
-    course.comparison = compare(&course.operations, &preloaded, u64::MAX, &found);
-    Ok(())
-}
-
-/// Detects that the primary is gone, chooses the survivor with the newest log, asks it to lead.
-/// Returns seconds after the fault.
-async fn promote_best(
-    course: &mut Course,
-    args: &RunArgs,
-    endpoints: &[String],
-    fault: Instant,
-) -> anyhow::Result<f64> {
-    let client = Client::builder().endpoints(endpoints).timeout(Duration::from_secs(15)).connect()?;
-    let (dead, survivors) = endpoints.split_first().context("no nodes")?;
-    while client.status(dead).await.is_ok() {
-        if fault.elapsed() > PATIENCE {
-            bail!("the primary still answers");
+    /// Ends the load; says whether service stopped again after it had been sustained.
+    async fn end_load(&mut self, load: Load) {
+        let end_us = self.clock.us();
+        load.stop().await;
+        self.mark("load has ended");
+        let (Some(sustained_s), Some(fault_us)) = (self.rto.sustained_s, self.fault_us) else { return };
+        let from_us = fault_us + (sustained_s * 1e6) as u64;
+        let gap_s = longest_gap(&self.work.samples(), from_us, end_us.max(from_us)) as f64 / 1e6;
+        self.rto.longest_gap_after_s = Some(gap_s);
+        if gap_s > self.args.rto_seconds {
+            self.broken.push(format!("service was back and stopped again for {gap_s:.2} s"));
         }
     }
-    let detected = fault.elapsed().as_secs_f64();
-    course.phase("detect", detected);
-    let mut best = None;
-    for endpoint in survivors {
-        if let Ok(s) = client.status(endpoint).await {
-            best = best.max(Some((s.last_epoch, s.durable_lsn, endpoint)));
-        }
-    }
-    let (_, lsn, endpoint) = best.context("no survivor answers")?;
-    let decided = fault.elapsed().as_secs_f64();
-    course.phase("decide", decided - detected);
-    let accept_loss = args.mode == mainstay_replication::rule::Mode::Async;
-    let reign = client.promote(endpoint, accept_loss).await.context("promotion")?;
-    let promoted = fault.elapsed().as_secs_f64();
-    course.phase("promote", promoted - decided);
-    course.note(format!("promoted the survivor whose log reaches LSN {lsn}; epoch {} began", reign.epoch));
-    Ok(promoted)
-}
 
-/// Waits until a primary has `nodes - 1` replicas that hold everything it has committed.
-async fn protected(endpoints: &[String], nodes: usize) -> anyhow::Result<()> {
-    let client = Client::connect(endpoints)?;
-    let end = Instant::now() + PATIENCE;
-    loop {
-        for (_, status) in client.status_all().await {
-            if let Ok(s) = status
-                && s.role == "primary"
-                && s.peers.iter().filter(|p| p.connected && p.durable_lsn >= s.commit_lsn).count() + 1 >= nodes
-            {
-                return Ok(());
+    /// Reads everything from the primary.
+    async fn read_back(&mut self, client: &Client) -> anyhow::Result<(Contents, u64)> {
+        let begun = self.mark("reading everything back");
+        let (found, lsn) = read_all(client, ReadOptions::default()).await.context("reading everything back")?;
+        self.rto.phases.insert("verify", (self.clock.us() - begun) as f64 / 1e6);
+        Ok((found, lsn))
+    }
+
+    /// Every other node must show what the primary shows.
+    async fn compare_replicas(&mut self, cluster: &Cluster, found: &Contents, lsn: u64) -> anyhow::Result<()> {
+        let stale = ReadOptions { consistency: Consistency::Stale, at_lsn: 0 };
+        let mut agree = true;
+        for node in &cluster.nodes {
+            let client = connect(std::slice::from_ref(&node.client))?;
+            let applied =
+                || async { client.status(&node.client).await.ok().filter(|s| s.applied_lsn >= lsn).map(drop) };
+            until(&format!("node {} to apply LSN {lsn}", node.id), STEP_PATIENCE, applied).await?;
+            let (theirs, _) = read_all(&client, stale).await?;
+            if theirs != *found {
+                agree = false;
+                let differ = found.iter().filter(|(k, v)| theirs.get(*k) != Some(*v)).count();
+                let (id, has, more) = (node.id, theirs.len(), found.len());
+                self.broken.push(format!("node {id} shows {has} keys, the primary {more}; {differ} of these differ"));
             }
         }
-        if Instant::now() > end {
-            bail!("not all replicas caught up within {} s", PATIENCE.as_secs());
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        self.replicas_agree = Some(agree);
+        Ok(())
     }
-}
 
-async fn fat_finger(course: &mut Course, args: &RunArgs, scratch: &Scratch) -> anyhow::Result<()> {
-    let bucket = scratch.bucket();
-    let Started { mut cluster, endpoints, preloaded, ledger } = start(course, args, scratch, Some(&bucket)).await?;
-    mainstay(&["backup", "create", "--endpoints", &endpoints.join(",")]).await.context("base backup")?;
-    course.note("base backup taken");
-    let load = Load::start(&endpoints, args, &ledger, course.since)?;
-    tokio::time::sleep(Duration::from_secs(args.seconds)).await;
-    settle(course, load, &ledger).await?;
-    let client = Client::connect(&endpoints)?;
-    let good = client.put("s/last-good", "s:").await?.lsn;
-    let tenth = args.preload / 10;
-    let (from, to) = ("d/00000000".to_owned(), format!("d/{tenth:08}"));
-    course.fault_us = course.since.us();
-    let bad = client.write(mainstay_client::Write::new().delete_range(from.as_str(), to.as_str())).await?;
-    course.note(format!("deleted {tenth} records by mistake at LSN {}; the last good write is LSN {good}", bad.lsn));
-    for i in 0..50 {
-        client.put(format!("u/after/{i}"), "x:").await?;
-    }
-    client.wait_archived().await.context("archiving")?;
-    drop_archive_object(course, args, scratch, Some(good))?;
-    let begun = Instant::now();
-    let restored = scratch.path.join("restored");
-    let landed = restore(course, &bucket, &restored, &["--to-lsn", &good.to_string()]).await?;
-    if landed != good {
-        bail!("the restore landed on LSN {landed}, asked for {good}");
-    }
-    cluster.kill_all();
-    let mut one = Cluster::new(&scratch.path, 1, "async", None)?;
-    if let Some(node) = one.nodes.first_mut() {
-        node.data = restored;
-    }
-    one.start(1)?;
-    let clocks = probe(&one.endpoints(), begun, PATIENCE).await?;
-    course.clocks(clocks);
-    course.note("the restored node serves");
-    sabotage(course, args, &one.endpoints()).await?;
-    let found = read_all(&one.endpoints()).await?;
-    course.comparison = compare(&course.operations, &preloaded, good, &found);
-    Ok(())
-}
-
-fn drop_archive_object(
-    course: &mut Course,
-    args: &RunArgs,
-    scratch: &Scratch,
-    holds: Option<u64>,
-) -> anyhow::Result<()> {
-    if args.sabotage != Some(Sabotage::DropArchiveObject) {
-        return Ok(());
-    }
-    let mut stack = vec![scratch.path.join("bucket").join("wal")];
-    let mut objects = Vec::new();
-    while let Some(dir) = stack.pop() {
-        for entry in std::fs::read_dir(dir)? {
-            let path = entry?.path();
-            if path.is_dir() { stack.push(path) } else { objects.push(path) }
+    /// A node that ends on its own is a failure, whatever the others do.
+    fn check_processes(&mut self, cluster: &mut Cluster) {
+        for id in cluster.fallen() {
+            self.broken.push(format!("node {id} ended although nobody killed it"));
         }
     }
-    objects.sort_unstable();
-    let covers = |path: &&std::path::PathBuf| {
-        let name = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
-        let range = name
-            .split_once('-')
-            .and_then(|(a, b)| Some((u64::from_str_radix(a, 16).ok()?, u64::from_str_radix(b, 16).ok()?)));
-        range.zip(holds).is_some_and(|((a, b), lsn)| (a..=b).contains(&lsn))
-    };
-    let victim = objects.iter().find(covers).or_else(|| objects.iter().rev().nth(1)).context("too few log objects")?;
-    std::fs::remove_file(victim)?;
-    course.note("sabotage: removed a log object from the bucket");
-    Ok(())
+
+    /// `mainstay restore` as a child; its words become phases and the landing.
+    async fn restore(
+        &mut self,
+        target: &[&str],
+        asked: Option<u64>,
+        exact_only: bool,
+    ) -> anyhow::Result<std::path::PathBuf> {
+        let data = self.scratch.join("restored");
+        let data_text = data.display().to_string();
+        let mut args = vec!["restore", "--repository", &self.repository, "--data", &data_text];
+        args.extend(target);
+        let begun = self.clock.us();
+        let (said, warned) = super::cluster::run_json(&args).await?;
+        let total = (self.clock.us() - begun) as f64 / 1e6;
+        let number = |name: &str| said.get(name).and_then(Value::as_u64);
+        let landed = number("lsn").context("`mainstay restore` does not say where it landed")?;
+        let mut inside = 0.0;
+        for phase in ["locate", "fetch", "replay", "open"] {
+            if let Some(s) = said.get("phases").and_then(|p| p.get(phase)).and_then(Value::as_f64) {
+                self.rto.phases.insert(phase, s);
+                inside += s;
+            }
+        }
+        self.rto.phases.insert("restore_process", (total - inside).max(0.0));
+        let problems: Vec<String> =
+            said.get("plan").and_then(|p| p.get("problems")).and_then(Value::as_array).map_or_else(Vec::new, |all| {
+                all.iter().map(|p| p.as_str().map_or_else(|| p.to_string(), str::to_owned)).collect()
+            });
+        self.mark(format!("restored to LSN {landed} in {total:.2} s"));
+        if warned || !problems.is_empty() {
+            self.broken.push(format!("the restore warned: {}", problems.join("; ")));
+        }
+        if let Some(asked) = asked.filter(|a| exact_only && *a != landed) {
+            self.broken.push(format!("LSN {asked} was asked for, the restore landed at {landed}"));
+        }
+        let landed_time = said.get("commit_time").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let archived_before_lsn = self.archived_before;
+        self.pitr = Some(Pitr {
+            asked_lsn: asked,
+            landed_lsn: landed,
+            landed_time,
+            exact: None,
+            archived_before_lsn,
+            problems,
+        });
+        Ok(data)
+    }
+
+    fn allowed(&self) -> Allowed {
+        match self.scenario {
+            Scenario::PrimaryCrash if self.mode == "async" => Allowed::Tail,
+            Scenario::PrimaryCrash | Scenario::FatFinger => Allowed::Nothing,
+            Scenario::RegionLoss => Allowed::Tail,
+        }
+    }
+
+    fn judge(mut self, seed: u64, aftermath: Aftermath) -> anyhow::Result<RunReport> {
+        let recorded = ledger::read(self.work.ledger.path())?;
+        let fault_us = self.fault_us.unwrap_or(u64::MAX);
+        let Aftermath { found, upto } = aftermath;
+        let question = Question { seed, upto, epoch_before: self.epoch_before };
+        let compared = compare(&recorded.attempts, &found, question);
+        let rpo = rpo(&recorded.attempts, &compared, fault_us);
+        let objectives = Objectives {
+            allowed_loss: self.allowed(),
+            rpo_seconds: self.args.rpo_seconds,
+            rto_seconds: self.args.rto_seconds,
+        };
+        if let Some(pitr) = &mut self.pitr {
+            let c = &compared.counts;
+            pitr.exact = upto.map(|_| c.lost + c.phantom + c.wrong + c.torn + c.resurrected == 0);
+        }
+        let acked_before_fault =
+            recorded.attempts.iter().filter(|a| a.acked().is_some() && a.replied_us <= fault_us).count() as u64;
+        let facts = Facts {
+            acked_before_fault,
+            counts: compared.counts.clone(),
+            rpo: rpo.clone(),
+            prefix_rule_holds: compared.prefix_rule_holds(),
+            // Where there is load after the recovery, being back means sustained.
+            rto_s: match self.scenario {
+                Scenario::FatFinger => self.rto.first_write_s,
+                Scenario::PrimaryCrash | Scenario::RegionLoss => self.rto.sustained_s,
+            },
+            broken: std::mem::take(&mut self.broken),
+            skipped: std::mem::take(&mut self.skipped),
+        };
+        let (verdict, reasons) = judge(&objectives, &facts);
+        self.mark(format!("verdict: {}", verdict.as_str()));
+        self.keep_evidence(verdict, seed);
+        let (attempted, acked, refused, unknown) = tally(&recorded);
+        Ok(RunReport {
+            scenario: self.scenario.as_str(),
+            nodes: self.args.nodes,
+            seed,
+            verdict,
+            reasons,
+            sabotage: self.args.sabotage,
+            objectives,
+            attempted,
+            acked,
+            refused,
+            unknown,
+            rpo,
+            counts: compared.counts.clone(),
+            prefix_rule_holds: compared.prefix_rule_holds(),
+            holes: compared.holes,
+            replicas_agree: self.replicas_agree,
+            pitr: self.pitr.take(),
+            load: self.load_report(fault_us),
+            dataset: self.dataset(&found),
+            ledger: LedgerReport { entries: recorded.entries, digest: format!("{:016x}", recorded.digest) },
+            findings: compared.findings,
+            series: series(&self.work.samples()),
+            rto: self.rto,
+            mode: self.mode,
+            timeline: self.timeline,
+            notes: self.notes,
+        })
+    }
+
+    /// After a run that did not pass: ledger and logs go beside the report.
+    fn keep_evidence(&mut self, verdict: Verdict, seed: u64) {
+        let Some(report) = self.args.report.as_ref().filter(|_| verdict != Verdict::Pass) else { return };
+        let mode = self.mode.replace(':', "-");
+        let to = report.join(format!("evidence-{}-{mode}-seed{seed}", self.scenario.as_str()));
+        match self.scratch.save_evidence(&to) {
+            Ok(()) => self.note(format!("ledger and logs: {}", to.display())),
+            Err(e) => self.note(format!("ledger and logs could not be kept: {e:#}")),
+        }
+    }
+
+    fn load_report(&self, fault_us: u64) -> LoadReport {
+        let samples = self.work.samples();
+        LoadReport {
+            clients: self.args.clients,
+            writes_per_second: self.args.writes_per_second,
+            acked_per_second_before: self.baseline,
+            shed: samples.iter().filter(|s| s.kind == Kind::Shed).count() as u64,
+            latency_before: latency(&samples, 0, fault_us.saturating_sub(1)),
+            latency_after: latency(&samples, fault_us, u64::MAX),
+        }
+    }
+
+    fn dataset(&self, found: &Contents) -> Dataset {
+        let (archive_objects, archive_bytes) = archive_size(&self.scratch.bucket());
+        Dataset {
+            records: self.args.records,
+            keys_found: found.len() as u64,
+            bytes_found: found.iter().map(|(k, f)| (k.len() + f.value.len()) as u64).sum(),
+            archive_objects,
+            archive_bytes,
+        }
+    }
 }
 
-/// Restores into `dir` by the command an operator would use; returns the LSN it landed on.
-async fn restore(course: &mut Course, bucket: &str, dir: &std::path::Path, target: &[&str]) -> anyhow::Result<u64> {
-    let data = dir.display().to_string();
-    let mut args = vec!["restore", "--repository", bucket, "--data", &data, "-o", "json"];
-    args.extend(target);
-    let out = mainstay(&args).await?;
-    let report: serde_json::Value = serde_json::from_str(&out).context("reading the restore's report")?;
-    let lsn = report.get("lsn").and_then(serde_json::Value::as_u64).context("the restore says no LSN")?;
-    for (name, seconds) in report.get("phases").and_then(|p| p.as_object()).into_iter().flatten() {
-        course.phase(name, seconds.as_f64().unwrap_or_default());
-    }
-    let records = report.get("records").and_then(serde_json::Value::as_u64).unwrap_or_default();
-    course.note(format!("restored to LSN {lsn}, {records} records replayed"));
-    Ok(lsn)
+fn tally(recorded: &Recorded) -> (u64, u64, u64, u64) {
+    let count = |f: fn(&Told) -> bool| recorded.attempts.iter().filter(|a| f(&a.told)).count() as u64;
+    let acked = count(|t| matches!(t, Told::Acked { .. }));
+    let refused = count(|t| matches!(t, Told::Refused { .. }));
+    (recorded.attempts.len() as u64, acked, refused, count(|t| matches!(t, Told::Unknown { .. })))
 }
 
-async fn region_loss(course: &mut Course, args: &RunArgs, scratch: &Scratch) -> anyhow::Result<()> {
-    let bucket = scratch.bucket();
-    let Started { mut cluster, endpoints, preloaded, ledger } = start(course, args, scratch, Some(&bucket)).await?;
-    mainstay(&["backup", "create", "--endpoints", &endpoints.join(",")]).await.context("base backup")?;
-    course.note("base backup taken");
-    let load = Load::start(&endpoints, args, &ledger, course.since)?;
-    tokio::time::sleep(Duration::from_secs(args.seconds)).await;
-    let fault = Instant::now();
-    course.fault_us = course.since.us();
-    cluster.kill_all();
-    for node in &cluster.nodes {
-        std::fs::remove_dir_all(&node.data).with_context(|| format!("removing {}", node.data.display()))?;
+/// Everything, by one scan; started again when it breaks off.
+async fn read_all(client: &Client, options: ReadOptions) -> anyhow::Result<(Contents, u64)> {
+    let mut last = None;
+    for _ in 0..5 {
+        match try_read_all(client, options).await {
+            Ok(all) => return Ok(all),
+            Err(e) => last = Some(e),
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
     }
-    course.note("SIGKILL of all nodes, all data directories removed");
-    // The clients notice in their own time; the restore does not wait for them.
-    let ending = tokio::spawn(load.stop());
-    drop_archive_object(course, args, scratch, None)?;
-    let data = cluster.nodes.first().context("no nodes")?.data.clone();
-    restore(course, &bucket, &data, &["--to-latest"]).await?;
-    ending.await??;
-    record(course, &ledger);
-    let restored = Instant::now();
-    cluster.start_all()?;
-    let clocks = probe(&endpoints, fault, PATIENCE).await?;
-    course.phase("start", restored.elapsed().as_secs_f64());
-    course.clocks(clocks);
-    course.note("three new nodes serve what the bucket held");
-    protected(&endpoints, 3).await?;
-    Client::connect(&endpoints)?.wait_archived().await.context("archiving the new timeline")?;
-    course.rto.reprotected_s = Some(fault.elapsed().as_secs_f64());
-    course.note("replicas are seeded, the new timeline is archived");
-    sabotage(course, args, &endpoints).await?;
-    let found = read_all(&endpoints).await?;
-    course.may_lose = true;
-    course.comparison = compare(&course.operations, &preloaded, u64::MAX, &found);
-    Ok(())
+    Err(last.map_or_else(|| anyhow::anyhow!("nothing was read"), anyhow::Error::new))
+}
+
+async fn try_read_all(client: &Client, options: ReadOptions) -> mainstay_client::Result<(Contents, u64)> {
+    let mut entries = client.scan(Scan::all().read(options)).await?;
+    let mut found = Contents::new();
+    while let Some(e) = entries.next().await? {
+        // Keys of the drill are ASCII; any other key must still be seen, as a phantom.
+        found.insert(String::from_utf8_lossy(&e.key).into_owned(), Found { value: e.value, version: e.version });
+    }
+    Ok((found, entries.lsn()))
 }

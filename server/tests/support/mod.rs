@@ -159,6 +159,11 @@ impl Cluster {
         for node in &mut self.nodes {
             node.start();
         }
+        // A primary leads when a read is answered: found (0) or not (5).
+        let (end, endpoints) = (Instant::now() + PATIENCE, self.endpoint_list());
+        while !matches!(mainstay(&["get", "no-such-key", "--endpoints", &endpoints]).status.code(), Some(0 | 5)) {
+            assert!(Instant::now() < end, "no primary leads");
+        }
     }
 
     pub fn node(&mut self, id: u64) -> &mut Node {
