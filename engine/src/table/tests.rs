@@ -1,3 +1,5 @@
+//! Tests of this module.
+
 #![expect(clippy::disallowed_methods, reason = "tests damage real files")]
 
 use std::path::{Path, PathBuf};

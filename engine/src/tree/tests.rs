@@ -1,3 +1,5 @@
+//! Tests of this module.
+
 #![expect(clippy::disallowed_methods, reason = "tests damage and list real files")]
 
 use std::collections::BTreeMap;

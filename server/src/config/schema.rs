@@ -59,7 +59,7 @@ pub const KEYS: &[Key] = &[
     ),
     key("archive.object_bytes", Some("4MiB"), "size at which an archive object is cut, bytes"),
     key("storage.memtable_bytes", Some("32MiB"), "memtable size at which it is flushed, bytes"),
-    key("storage.segment_bytes", Some("64MiB"), "size of a log segment, bytes"),
+    key("storage.segment_bytes", Some("24MiB"), "size of a log segment, bytes"),
     key("storage.cache_bytes", Some("128MiB"), "block cache, bytes"),
     key("storage.retained_log_bytes", Some("1GiB"), "log kept on disk for replicas, archive and watches, bytes"),
     key("storage.history_window_s", Some("600"), "how long superseded versions stay readable, seconds"),
