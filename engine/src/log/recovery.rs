@@ -352,11 +352,9 @@ impl<'a> Walk<'a> {
         };
         let x = self.end.lsn.next();
         let rest = usize::try_from(last.end).ok().and_then(|at| self.last_bytes.get(at..)).unwrap_or_default();
-        let mut at = 0;
-        while let Some(found) = rest.get(at..) {
-            if found.len() < frame::HEADER_BYTES {
-                break;
-            }
+        // Zeros hold no frame.
+        for at in (0..written_len(rest)).step_by(8) {
+            let found = rest.get(at..).unwrap_or_default();
             if let Some(durable) = frame::evidence(found, last.header.salt)
                 && durable >= x
             {
@@ -365,7 +363,6 @@ impl<'a> Walk<'a> {
                     format!("no valid record here, but the frame at offset {offset} says LSN {durable} was durable");
                 return Err(Error::corruption(&last.path, last.end, Some(x), what));
             }
-            at += 8;
         }
         self.check_known(known_durable.max(self.evidence), &last.path, last.end)
     }
@@ -414,7 +411,7 @@ impl<'a> Walk<'a> {
         let io = |action, e| Error::io(action, &last.path, e);
         let start = usize::try_from(last.end).unwrap_or(usize::MAX);
         let rest = self.last_bytes.get(start..).unwrap_or_default();
-        let dirty = rest.iter().rposition(|b| *b != 0).map_or(0, |i| i + 1);
+        let dirty = written_len(rest);
         last.file.write_all_at(&last.header.encode(), 0).map_err(|e| io("write", e))?;
         if let Some((_, from)) = self.unproven.front()
             && let Some(bytes) = usize::try_from(*from).ok().and_then(|from| self.last_bytes.get(from..start))
@@ -483,11 +480,43 @@ fn read_segment(file: &dyn File, path: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Bytes up to the last one that is not zero. Nearly all of a young segment is zeros: they are compared
+/// a page at a time.
+fn written_len(bytes: &[u8]) -> usize {
+    const ZEROS: [u8; 4096] = [0; 4096];
+    let mut len = bytes.len();
+    for page in bytes.rchunks(ZEROS.len()) {
+        if page != &ZEROS[..page.len()] {
+            return page.iter().rposition(|b| *b != 0).map_or(0, |i| len - page.len() + i + 1);
+        }
+        len -= page.len();
+    }
+    0
+}
+
 /// A record above `above` in a segment without a header.
 fn find_record(bytes: &[u8], above: Lsn) -> Option<(usize, Lsn)> {
-    (FRAMES_AT as usize..bytes.len()).step_by(8).find_map(|at| {
+    (FRAMES_AT as usize..written_len(bytes)).step_by(8).find_map(|at| {
         let f = frame::decode(bytes.get(at..)?, None).ok()?;
         let lsn = Record::decode(f.record).ok()?.header.lsn;
         (lsn > above).then_some((at, lsn))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::written_len;
+
+    #[test]
+    fn zeros_at_the_end_are_not_counted() {
+        for len in [0, 1, 24, 4095, 4096, 4097, 20_000] {
+            assert_eq!(written_len(&vec![0; len]), 0, "{len}");
+            for last in [0, 1, 4094, 4095, 4096, 9000, 19_999].into_iter().filter(|l| *l < len) {
+                let mut bytes = vec![0; len];
+                bytes[last / 2] = 1;
+                bytes[last] = 7;
+                assert_eq!(written_len(&bytes), last + 1, "{len} {last}");
+            }
+        }
+    }
 }
