@@ -16,6 +16,15 @@ pub const METADATA_BYTES_MAX: usize = 4 * 1024;
 /// of the old history can never mistake the new one for it \[I11\].
 pub const TIMELINE_LSN_JUMP: u64 = 1 << 32;
 
+/// Number of records after LSN `older` up to LSN `newer`, where timelines may have begun between them.
+/// Exact as long as fewer than [`TIMELINE_LSN_JUMP`] records are counted.
+#[must_use]
+pub const fn records_between(older: u64, newer: u64) -> u64 {
+    let apart = newer.saturating_sub(older);
+    // Each jump holds one record, the new timeline's first.
+    apart - apart / TIMELINE_LSN_JUMP * (TIMELINE_LSN_JUMP - 1)
+}
+
 /// Sizes that a deployment or a test may choose. Defaults suit a small server.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -77,5 +86,21 @@ impl Options {
             cache_bytes: 64 << 10,
             history_window_us: 1_000,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_jump_counts_as_the_one_record_that_it_holds() {
+        assert_eq!(records_between(7, 5), 0);
+        assert_eq!(records_between(5, 9), 4);
+        let start = 100 + TIMELINE_LSN_JUMP;
+        assert_eq!(records_between(100, start), 1);
+        // Three behind the fork, the first record of the timeline, and two more.
+        assert_eq!(records_between(97, start + 2), 6);
+        assert_eq!(records_between(97, start + 2 + TIMELINE_LSN_JUMP), 7);
     }
 }

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use mainstay_engine::store::{Identity, Store};
-use mainstay_engine::{ClusterId, Epoch, Result};
+use mainstay_engine::{ClusterId, Result};
 
 use super::{Driver, RETRY, RoleName, SealReply, SealRequest, blocking};
 use crate::rule::NodeId;
@@ -83,14 +83,11 @@ impl Driver {
 
     /// Asks every peer who is there; silent ones are left out.
     pub(super) async fn ask_all(&self) -> Vec<(NodeId, SealReply)> {
-        let request = SealRequest { cluster: ClusterId(0), epoch: Epoch(0), candidate: self.settings.me };
-        let calls = self.others().into_iter().map(|node| async move {
-            let call = self.transport.seal(node, request);
-            match tokio::time::timeout(std::time::Duration::from_secs(1), call).await {
-                Ok(Ok(reply)) => Some((node, reply)),
-                Ok(Err(_)) | Err(_) => None,
-            }
-        });
-        futures::future::join_all(calls).await.into_iter().flatten().collect()
+        let mut answers = self.ask_each(SealRequest::who_is_there(self.settings.me));
+        let mut all = Vec::new();
+        while let Some(answer) = answers.recv().await {
+            all.push(answer);
+        }
+        all
     }
 }

@@ -3,6 +3,7 @@
 //! Owns: the two sentences, the table, the verdict. Never: a figure that no node reported.
 
 use clap::Args;
+use mainstay_engine::limits::records_between;
 use mainstay_proto::v1::StatusResponse;
 use serde::Serialize;
 
@@ -103,7 +104,7 @@ fn report(answers: &[Answer]) -> Report {
     let first = answers.iter().find_map(|(_, r)| r.as_ref().ok());
     let lead = primary(answers).map(|(_, s)| s);
     let archive = lead.and_then(|s| s.archive.as_ref()).filter(|a| !a.repository.is_empty());
-    let unarchived = |s: &StatusResponse| s.commit_lsn.saturating_sub(s.archived_lsn);
+    let unarchived = |s: &StatusResponse| records_between(s.archived_lsn, s.commit_lsn);
     let mut nodes: Vec<_> = answers.iter().map(|(e, r)| node(e, r, lead)).collect();
     nodes.extend(lead.into_iter().flat_map(|l| unasked(l, answers)));
     Report {
@@ -129,8 +130,9 @@ fn survival(lead: Option<&StatusResponse>) -> String {
     let state = format!("mode {}{degraded}, {up} of {all} nodes connected", s.mode);
     match s.tolerated_failures {
         0 => format!("Survives no node failure now ({state})."),
-        1 => format!("Survives the failure of any 1 node now, without loss and without stopping ({state})."),
-        n => format!("Survives the failure of any {n} nodes now, without loss and without stopping ({state})."),
+        // Nobody is promoted without an operator: what is said here must hold for the primary, too.
+        1 => format!("Survives the failure of any 1 node now without loss; a stop ends with a promotion ({state})."),
+        n => format!("Survives the failure of any {n} nodes now without loss; a stop ends with a promotion ({state})."),
     }
 }
 
@@ -143,7 +145,7 @@ fn primary_loss(s: &StatusResponse) -> String {
         return "no acknowledged write would be lost".to_owned();
     }
     let copied = s.peers.iter().map(|p| p.durable_lsn).max().unwrap_or(0);
-    match s.commit_lsn.saturating_sub(copied) {
+    match records_between(copied, s.commit_lsn) {
         0 => "no acknowledged write would be lost".to_owned(),
         n => format!("the last {n} records would be lost"),
     }
@@ -155,7 +157,7 @@ fn site_loss(s: &StatusResponse) -> String {
         return "everything would be lost: no repository is configured".to_owned();
     };
     let base = format!(" (archive: {})", archive.repository);
-    match s.commit_lsn.saturating_sub(s.archived_lsn) {
+    match records_between(s.archived_lsn, s.commit_lsn) {
         0 => format!("nothing acknowledged would be lost{base}"),
         n => format!("the last {} would be lost, {n} records{base}", output::millis(archive.lag_ms)),
     }
@@ -185,7 +187,10 @@ fn attention(answers: &[Answer], lead: Option<&StatusResponse>) -> Vec<String> {
         return out;
     };
     if lead.degraded {
-        out.push("the commit rule is weakened by a recorded decision".to_owned());
+        out.push(
+            "degraded: writes wait for fewer copies than there are nodes, since a promotion went on without one"
+                .to_owned(),
+        );
     }
     out.extend(
         lead.peers
@@ -301,7 +306,7 @@ mod tests {
         let r = of(lead("quorum", 2));
         assert_eq!(
             r.sentences[0],
-            "Survives the failure of any 1 node now, without loss and without stopping (mode quorum, 3 of 3 nodes connected)."
+            "Survives the failure of any 1 node now without loss; a stop ends with a promotion (mode quorum, 3 of 3 nodes connected)."
         );
         assert_eq!(
             r.sentences[1],

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use mainstay_engine::limits::records_between;
 use mainstay_proto::v1;
 use mainstay_replication::driver::{PeerProgress, RoleName};
 use mainstay_replication::rule::NodeId;
@@ -28,7 +29,7 @@ pub fn report(service: &Service, archive: &Archive, peers: &BTreeMap<u64, String
         primary_id: role.primary.map_or(0, |p| p.0),
         primary_addr: role.primary_client_addr.unwrap_or_default(),
         mode: rule.mode().to_string(),
-        degraded: false,
+        degraded: leads && rule.is_degraded(),
         trouble: role.trouble.unwrap_or_default(),
         ..Default::default()
     };
@@ -74,7 +75,7 @@ pub fn report(service: &Service, archive: &Archive, peers: &BTreeMap<u64, String
 }
 
 fn peer(node_id: u64, addr: &str, p: PeerProgress, head: u64) -> v1::PeerStatus {
-    let lag_records = head.saturating_sub(p.durable.0);
+    let lag_records = records_between(p.durable.0, head);
     let state = match (p.connected, lag_records > 10_000) {
         (false, _) => "disconnected",
         (true, true) => "catching up",
