@@ -112,7 +112,6 @@ impl Driver {
 }
 
 #[cfg(test)]
-#[expect(clippy::disallowed_methods, reason = "tests use a real directory")]
 mod tests {
     use async_trait::async_trait;
     use mainstay_engine::Env;
