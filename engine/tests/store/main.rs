@@ -11,4 +11,5 @@
 mod exhaustive;
 mod model;
 mod planted;
+mod stall;
 mod world;
