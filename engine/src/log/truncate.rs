@@ -112,12 +112,12 @@ impl Shared {
             return Err(Error::BelowCommit { asked: lsn, committed });
         }
         let lead = self.gate.acquire();
-        let done = self.cut_as_leader(lsn);
+        let done = self.cut_alone(lsn);
         self.gate.end(&lead, &*self.env.clock);
         done
     }
 
-    fn cut_as_leader(self: &Arc<Self>, lsn: Lsn) -> Result<Option<CutTail>> {
+    fn cut_alone(self: &Arc<Self>, lsn: Lsn) -> Result<Option<CutTail>> {
         // All of the old log is on disk before any of it goes, so a crash finds the one or the other.
         let mut head = loop {
             self.write_group()?;

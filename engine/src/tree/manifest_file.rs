@@ -16,7 +16,7 @@ use super::stop::Stop;
 
 const CURRENT: &str = "CURRENT";
 const CURRENT_TMP: &str = "CURRENT.tmp";
-/// A manifest is rotated when it is longer than this and than four snapshots.
+/// A manifest is rotated when it is longer than this and than four whole states.
 const ROTATE_BYTES: u64 = 64 * 1024;
 
 fn manifest_name(number: u64) -> String {
@@ -41,7 +41,7 @@ pub(crate) struct Manifest {
     number: u64,
     file: Arc<dyn File>,
     len: u64,
-    snapshot_bytes: u64,
+    state_bytes: u64,
     chain: Chain,
     state: State,
 }
@@ -70,8 +70,8 @@ impl Manifest {
             file.sync_data().map_err(|e| stop.fatal("sync", &path, &e))?;
         }
         let (fs, dir) = (Arc::clone(fs), dir.to_owned());
-        let (len, snapshot_bytes, chain, state) = (r.len, r.snapshot_bytes, r.chain, r.state);
-        Ok(Self { fs, dir, number, file, len, snapshot_bytes, chain, state })
+        let (len, state_bytes, chain, state) = (r.len, r.state_bytes, r.chain, r.state);
+        Ok(Self { fs, dir, number, file, len, state_bytes, chain, state })
     }
 
     pub(crate) const fn state(&self) -> &State {
@@ -84,7 +84,7 @@ impl Manifest {
         stop.check()?;
         let mut state = self.state.clone();
         state.apply(edit)?;
-        if self.len > ROTATE_BYTES.max(4 * self.snapshot_bytes) {
+        if self.len > ROTATE_BYTES.max(4 * self.state_bytes) {
             let old = self.dir.join(manifest_name(self.number));
             *self = write_file(&self.fs, &self.dir, self.number + 1, state, stop)?;
             // A file that stays is removed at the next open.
@@ -147,16 +147,16 @@ fn read_current(fs: &Arc<dyn Fs>, dir: &Path) -> Result<u64> {
 }
 
 /// The bytes of a fresh manifest file, and the chain at its end.
-pub(crate) fn snapshot_bytes(state: &State) -> (Vec<u8>, Chain) {
+pub(crate) fn state_bytes(state: &State) -> (Vec<u8>, Chain) {
     let mut bytes = Vec::new();
     put_header(&mut bytes);
-    let chain = put_edit(&mut bytes, Chain::default(), &state.snapshot());
+    let chain = put_edit(&mut bytes, Chain::default(), &state.whole_edit());
     (bytes, chain)
 }
 
 /// Writes a whole manifest file and makes it the current one.
 fn write_file(fs: &Arc<dyn Fs>, dir: &Path, number: u64, state: State, stop: &Stop) -> Result<Manifest> {
-    let (bytes, chain) = snapshot_bytes(&state);
+    let (bytes, chain) = state_bytes(&state);
     let name = manifest_name(number);
     let path = dir.join(&name);
     let file = put_file(fs, &path, &bytes, stop)?;
@@ -181,7 +181,7 @@ fn write_file(fs: &Arc<dyn Fs>, dir: &Path, number: u64, state: State, stop: &St
     // From here on nobody knows which manifest a crash would find: failing is final.
     fs.sync_dir(dir).map_err(|e| stop.fatal("sync", dir, &e))?;
     let len = bytes.len() as u64;
-    Ok(Manifest { fs: Arc::clone(fs), dir: dir.to_owned(), number, file, len, snapshot_bytes: len, chain, state })
+    Ok(Manifest { fs: Arc::clone(fs), dir: dir.to_owned(), number, file, len, state_bytes: len, chain, state })
 }
 
 /// Writes and syncs a new file in place of a leftover; a failed write leaves none.
