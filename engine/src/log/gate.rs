@@ -17,6 +17,13 @@ const GATHER: Duration = Duration::from_micros(40);
 /// Bound for a clock that stands still.
 const GATHER_LOOKS: usize = 1000;
 
+/// Whether a leader waits a moment for others to share its work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Gather {
+    Yes,
+    No,
+}
+
 #[derive(Debug, Default)]
 struct State {
     leading: bool,
@@ -54,7 +61,7 @@ impl Gate {
     }
 
     /// Queues until `done` (then none) or until this thread leads a group that it has gathered.
-    pub(super) fn queue(&self, clock: &dyn Clock, done: impl Fn() -> bool) -> Option<Lead> {
+    pub(super) fn queue(&self, clock: &dyn Clock, gather: Gather, done: impl Fn() -> bool) -> Option<Lead> {
         let mut s = self.lock();
         let mine = s.group;
         s.queued += 1;
@@ -71,7 +78,7 @@ impl Gate {
             }
             if !s.leading && s.exclusive == 0 {
                 s.leading = true;
-                let mut s = self.gather(s, clock);
+                let mut s = if gather == Gather::Yes { self.gather(s, clock) } else { s };
                 return Some(Self::take_group(&mut s));
             }
             s = self.turn(mine).wait(s).unwrap_or_else(PoisonError::into_inner);

@@ -75,6 +75,8 @@ struct Shared {
     written: AtomicU64,
     /// Bytes of frames in memory only.
     pending_bytes: AtomicUsize,
+    /// The segment that has written bytes which no sync covers yet. Held by whoever leads.
+    unsynced: Mutex<Option<Arc<Segment>>>,
     stopped: OnceLock<String>,
 }
 
@@ -190,6 +192,21 @@ impl Log {
     /// `Stopped`. `Record` when `lsn` is above the end of the log.
     pub fn sync_to(&self, lsn: Lsn) -> Result<()> {
         self.shared.sync_to(lsn)
+    }
+
+    /// Returns when everything up to `lsn` was handed to the operating system: it then survives the end of
+    /// this process, not of the machine. `lsn` must have been appended.
+    ///
+    /// # Errors
+    /// `Stopped`.
+    pub fn write_to(&self, lsn: Lsn) -> Result<()> {
+        self.shared.write_to(lsn)
+    }
+
+    /// Bytes appended and not yet handed to the operating system.
+    #[must_use]
+    pub fn buffered_bytes(&self) -> usize {
+        self.shared.buffered_bytes()
     }
 
     /// Appends a mark if the log does not say yet what is durable; with `sync`, makes it durable.

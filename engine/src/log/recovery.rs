@@ -463,6 +463,7 @@ impl<'a> Walk<'a> {
             durable: Watermark::new(end),
             written: AtomicU64::new(end.0),
             pending_bytes: AtomicUsize::new(0),
+            unsynced: Mutex::default(),
             stopped: OnceLock::new(),
         };
         Log { shared: Arc::new(shared) }

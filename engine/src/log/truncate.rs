@@ -120,7 +120,7 @@ impl Shared {
     fn cut_alone(self: &Arc<Self>, lsn: Lsn) -> Result<Option<CutTail>> {
         // All of the old log is on disk before any of it goes, so a crash finds the one or the other.
         let mut head = loop {
-            self.write_group()?;
+            self.write_group(true)?;
             let head = lock(&self.head);
             // Something may have been appended between the two lines above.
             if head.pending.is_empty() {
