@@ -85,7 +85,7 @@ impl World {
     }
 
     fn append(&mut self, batch: &Batch) -> Result<()> {
-        let position = self.store().append(Epoch(1), batch, &[])?;
+        let position = self.store().append(Epoch(0), batch, &[])?;
         assert_eq!(position.lsn, Lsn(self.records.len() as u64 + 1));
         let mut body = Vec::new();
         batch.encode(&mut body);
