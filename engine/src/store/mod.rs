@@ -116,10 +116,12 @@ impl Store {
         lock: Box<dyn LockGuard>,
     ) -> Result<Self> {
         let evidence = Evidence::read(&env, dir)?;
-        let tree = Arc::new(Tree::open(env.clone(), dir, options)?);
+        let tree = Arc::new(Tree::open_unchanged(env.clone(), dir, options)?);
         let flushed = tree.flushed();
         let known_durable = flushed.lsn.max(evidence.durable);
         let (log, recovered) = Log::open(&env, dir, options, known_durable, flushed)?;
+        // Only with a log that continues it is the manifest's end taken for its true end.
+        tree.tidy()?;
         let log = Arc::new(log);
         let committed = flushed.lsn.max(evidence.committed.min(log.last().lsn));
         let store = Self {

@@ -1,0 +1,74 @@
+//! Single faults aimed at the seams between log, tree and disk, each with what must hold after it.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use mainstay_engine::batch::{Batch, Condition, Expect, Keyspace};
+use mainstay_engine::clock::SimClock;
+use mainstay_engine::exec::Progress;
+use mainstay_engine::fs::Fs;
+use mainstay_engine::fs::sim::{FaultKind, OpClass, SimFs};
+use mainstay_engine::store::{Durability, Identity, Store};
+use mainstay_engine::{ClusterId, CommitTs, Env, Epoch, Error, Lsn, Options, TimelineId};
+
+use crate::world::{Act, DIR, World};
+
+const IDENTITY: Identity = Identity { cluster: ClusterId(7), timeline: TimelineId(9) };
+
+fn put(world: &mut World, n: u64) {
+    for i in 0..n {
+        world.act(&Act::Put(vec![(i as u8, 190), (i as u8 + 7, 180)])).unwrap();
+    }
+}
+
+/// Appends, syncs, commits, applies and freezes enough for a flush and a released segment.
+fn filled(seed: u64) -> World {
+    let mut world = World::new(seed);
+    put(&mut world, 80);
+    for act in [Act::Sync, Act::Commit, Act::Apply, Act::Freeze] {
+        world.act(&act).unwrap();
+    }
+    world
+}
+
+/// The process dies between the write of a manifest edit and its sync. The next life reads the edit
+/// from the page cache and releases log by it; then the power fails.
+#[test]
+fn an_edit_that_only_the_page_cache_holds_does_not_release_the_log() {
+    for (nth, kind) in (1..=8).flat_map(|n| [(n, FaultKind::CrashBefore), (n, FaultKind::Eio)]) {
+        let mut world = filled(3);
+        world.fs.fail_nth(OpClass::SyncData, nth, kind);
+        while let Ok(Progress::Worked) = world.store().maintain_step() {}
+        world.store = None;
+        world.fs.clear_faults();
+        world.fs.kill();
+        let _ = world.fatal.take();
+        world.reopen();
+        world.act(&Act::Maintain).unwrap();
+        world.store = None;
+        world.fs.crash_losing_unsynced();
+        world.reopen();
+    }
+}
+
+/// Nothing is changed by an open that refuses: the tables it does not know stay.
+#[test]
+fn an_open_that_finds_the_log_short_removes_nothing() {
+    let mut world = filled(9);
+    world.act(&Act::Maintain).unwrap();
+    assert!(world.store().log().oldest() > Lsn(1), "nothing was released");
+    world.store = None;
+    world.fs.kill();
+    // The last edit of the manifest rots.
+    let manifest = world.fs.files().into_iter().find(|p| p.extension().is_some_and(|e| e == "manifest")).unwrap();
+    let len = world.fs.read_all(&manifest).unwrap().len() as u64;
+    world.fs.flip_bit(&manifest, len - 1, 0).unwrap();
+    let before: Vec<_> = world.fs.files().into_iter().map(|p| (world.fs.read_all(&p).unwrap(), p)).collect();
+    Store::open(world.env.clone(), Path::new(DIR), &Options::tiny()).unwrap_err();
+    let after: Vec<_> = world.fs.files().into_iter().map(|p| (world.fs.read_all(&p).unwrap(), p)).collect();
+    assert!(before == after, "{:?} became {:?}", names(&before), names(&after));
+}
+
+fn names(files: &[(Vec<u8>, std::path::PathBuf)]) -> Vec<String> {
+    files.iter().map(|(b, p)| format!("{} {}", p.display(), b.len())).collect()
+}
