@@ -51,6 +51,34 @@ fn an_edit_that_only_the_page_cache_holds_does_not_release_the_log() {
     }
 }
 
+/// No room to sync the directory behind the name of a cut's intent: what was not cut, and is
+/// acknowledged afterwards, must not be cut by the next recovery.
+#[test]
+fn a_cut_that_failed_does_not_happen_at_the_next_start() {
+    for nth in 1..8 {
+        let mut world = World::new(nth);
+        put(&mut world, 10);
+        world.act(&Act::Sync).unwrap();
+        world.fs.fail_nth(OpClass::SyncDir, nth, FaultKind::NoSpace);
+        let cut = world.store().truncate_above(Lsn(6));
+        world.fs.clear_faults();
+        match cut {
+            Ok(_) => return,
+            Err(Error::DiskFull { .. }) => {
+                // "Nothing was changed": the records stay and the store goes on.
+                put(&mut world, 5);
+                world.act(&Act::Sync).unwrap();
+                world.act(&Act::Commit).unwrap();
+                world.store = None;
+                world.fs.kill();
+                world.reopen();
+            }
+            Err(Error::Stopped(_)) => assert!(!world.fatal.take().is_empty()),
+            Err(e) => println!("nth {nth}: {e}"),
+        }
+    }
+}
+
 /// Nothing is changed by an open that refuses: the tables it does not know stay.
 #[test]
 fn an_open_that_finds_the_log_short_removes_nothing() {
@@ -71,4 +99,17 @@ fn an_open_that_finds_the_log_short_removes_nothing() {
 
 fn names(files: &[(Vec<u8>, std::path::PathBuf)]) -> Vec<String> {
     files.iter().map(|(b, p)| format!("{} {}", p.display(), b.len())).collect()
+}
+
+/// A cut that finds no room for the tail it must keep gives back what it took.
+#[test]
+fn a_cut_without_room_leaves_no_half_tail() {
+    let mut world = World::new(11);
+    put(&mut world, 10);
+    world.act(&Act::Sync).unwrap();
+    world.act(&Act::Maintain).unwrap();
+    let before = world.fs.allocated();
+    world.fs.set_capacity(before + 1024);
+    assert!(matches!(world.store().log().truncate_above(Lsn(2), Lsn(0)), Err(Error::DiskFull { .. })));
+    assert_eq!(world.fs.allocated(), before);
 }
