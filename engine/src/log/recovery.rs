@@ -462,6 +462,7 @@ impl<'a> Walk<'a> {
             tail: Mutex::new(Tail::new(end, options.tail_memory_bytes)),
             gate: Gate::default(),
             slots: Slots::default(),
+            releasing: Mutex::default(),
             appended: Watermark::new(end),
             durable: Watermark::new(end),
             written: AtomicU64::new(end.0),

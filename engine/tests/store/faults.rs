@@ -79,6 +79,28 @@ fn a_cut_that_failed_does_not_happen_at_the_next_start() {
     }
 }
 
+/// A segment that cannot be removed must not leave a hole when younger ones go.
+#[test]
+fn a_segment_that_cannot_be_removed_leaves_no_hole() {
+    for kind in [FaultKind::NoSpace, FaultKind::Eio] {
+        let mut world = World::new(4);
+        let slot = world.store().log().slot("reader", Lsn(0));
+        put(&mut world, 100);
+        for act in [Act::Sync, Act::Commit, Act::Apply, Act::Freeze] {
+            world.act(&act).unwrap();
+        }
+        while world.store().tree().flush_step().unwrap() == Progress::Worked {}
+        drop(slot);
+        let flushed = world.store().tree().flushed().lsn;
+        world.fs.fail_nth(OpClass::Name, 1, kind);
+        world.store().log().release(flushed).unwrap_err();
+        world.store().log().release(flushed).unwrap();
+        world.store = None;
+        world.fs.crash();
+        world.reopen();
+    }
+}
+
 /// Nothing is changed by an open that refuses: the tables it does not know stay.
 #[test]
 fn an_open_that_finds_the_log_short_removes_nothing() {
