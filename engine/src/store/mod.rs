@@ -73,7 +73,7 @@ impl Store {
     /// # Errors
     /// `Directory` when there is a store already, `InUse`, or the operating system's.
     pub fn create(env: Env, dir: &Path, options: &Options, identity: Identity) -> Result<Self> {
-        env.fs.create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
+        crate::fs::create_dir_synced(&*env.fs, dir).map_err(|e| Error::io("create", dir, e))?;
         let lock = lock_directory(&env, dir)?;
         if Identity::read(&env, dir)?.is_some() {
             let what = "there is a store here already; open it or choose another directory".into();

@@ -79,6 +79,23 @@ fn a_cut_that_failed_does_not_happen_at_the_next_start() {
     }
 }
 
+/// The directory of a new store is as durable as what is acknowledged in it.
+#[test]
+fn a_store_in_a_directory_of_its_own_making_survives_power_loss() {
+    let fs = SimFs::new(1);
+    let (env, _) = Env::sim(Arc::clone(&fs), SimClock::new(CommitTs(1)), 1);
+    let dir = Path::new("/srv/mainstay/data");
+    fs.prepare_dir(Path::new("/srv")).unwrap();
+    let store = Store::create(env.clone(), dir, &Options::tiny(), IDENTITY).unwrap();
+    let mut batch = Batch::new();
+    batch.put(b"k", b"v").unwrap();
+    store.write(&batch, &[], Durability::Synced).unwrap();
+    drop(store);
+    fs.crash_losing_unsynced();
+    let store = Store::open(env, dir, &Options::tiny()).unwrap();
+    assert_eq!(store.log().last().lsn, Lsn(1));
+}
+
 /// A segment that cannot be removed must not leave a hole when younger ones go.
 #[test]
 fn a_segment_that_cannot_be_removed_leaves_no_hole() {
