@@ -186,7 +186,8 @@ impl Tree {
         let current = Current { applied: state.flushed, version: Arc::new(version) };
         Ok(Self {
             env,
-            options: options.clone(),
+            // With none, nothing could ever be applied.
+            options: Options { frozen_memtables_max: options.frozen_memtables_max.max(1), ..options.clone() },
             tables_dir,
             cache,
             stop,

@@ -118,6 +118,31 @@ fn a_segment_that_cannot_be_removed_leaves_no_hole() {
     }
 }
 
+/// An embedded write is visible on return, also when memtables waited for a flush before it.
+#[test]
+fn an_acknowledged_write_is_visible_after_a_flush_that_found_no_room() {
+    let world = World::new(8);
+    let store = world.store();
+    let write = |n: u64| {
+        let mut batch = Batch::new();
+        batch.put(b"k", &vec![n as u8; 3000]).unwrap();
+        store.write(&batch, &[], Durability::Synced)
+    };
+    for n in 0..40 {
+        if n == 5 {
+            world.fs.fail_nth(OpClass::Name, 1, FaultKind::NoSpace);
+        }
+        let before = store.log().last().lsn;
+        match write(n) {
+            Ok(w) => assert_eq!(store.view().lsn(), w.position.lsn, "write {n} is not visible"),
+            Err(Error::DiskFull { .. }) => {
+                assert_eq!(store.log().last().lsn, before, "write {n}: not executed, it says")
+            }
+            Err(e) => panic!("{e}"),
+        }
+    }
+}
+
 /// Nothing is changed by an open that refuses: the tables it does not know stay.
 #[test]
 fn an_open_that_finds_the_log_short_removes_nothing() {
@@ -151,4 +176,78 @@ fn a_cut_without_room_leaves_no_half_tail() {
     world.fs.set_capacity(before + 1024);
     assert!(matches!(world.store().log().truncate_above(Lsn(2), Lsn(0)), Err(Error::DiskFull { .. })));
     assert_eq!(world.fs.allocated(), before);
+}
+
+/// Writers, readers, checkpoints and all workers at once: what is acknowledged is visible, and no
+/// reader ever sees half of a batch.
+#[test]
+fn writers_workers_and_checkpoints_get_along() {
+    let fs = SimFs::new(14);
+    fs.prepare_dir(Path::new(DIR)).unwrap();
+    let (env, fatal) = Env::sim(Arc::clone(&fs), SimClock::new(CommitTs(1)), 14);
+    let store = Arc::new(Store::create(env.clone(), Path::new(DIR), &Options::tiny(), IDENTITY).unwrap());
+    let workers = store.start_workers().unwrap();
+    let pair = |view: &mainstay_engine::tree::View, t: u8| {
+        let get = |side: &[u8]| view.get(Keyspace::USER, &[side, &[t]].concat()).unwrap().map(|f| f.envelope);
+        let (a, b) = (get(b"a"), get(b"z"));
+        assert_eq!(a, b, "half of a batch is visible");
+        a
+    };
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|s| {
+        let writers: Vec<_> = (0..4u8)
+            .map(|t| {
+                let (store, pair) = (&store, &pair);
+                s.spawn(move || {
+                    for n in 0..400u32 {
+                        let mut batch = Batch::new();
+                        let mut value = n.to_le_bytes().to_vec();
+                        value.resize(150, t);
+                        batch.put(&[b'a', t], &value).unwrap();
+                        batch.put(&[b'z', t], &value).unwrap();
+                        let w = store.write(&batch, &[], Durability::Synced).unwrap();
+                        let view = store.view();
+                        assert!(view.lsn() >= w.position.lsn, "acknowledged and not visible");
+                        let seen = pair(&view, t).unwrap();
+                        assert!(seen.ends_with(&value));
+                    }
+                })
+            })
+            .collect();
+        s.spawn(|| {
+            let mut n = 0;
+            while !done.load(std::sync::atomic::Ordering::Acquire) {
+                n += 1;
+                let to = Path::new(DIR).join(format!("checkpoint-{n}"));
+                let made = store.checkpoint(&to).unwrap();
+                let tree = mainstay_engine::tree::Tree::open(env.clone(), &to, &Options::tiny()).unwrap();
+                assert_eq!(tree.applied().lsn, made.position.lsn);
+                (0..4).for_each(|t| drop(pair(&tree.view(), t)));
+                drop(tree);
+                fs.remove_dir_all(&to).unwrap();
+            }
+        });
+        s.spawn(|| {
+            while !done.load(std::sync::atomic::Ordering::Acquire) {
+                (0..4).for_each(|t| drop(pair(&store.view(), t)));
+                store.epochs().unwrap();
+                let _slot = store.log().slot("tail", store.applied().get());
+                let mut batch = Batch::new();
+                batch.put(b"c", b"v").unwrap();
+                let absent = Condition { keyspace: Keyspace::USER, key: b"never".to_vec(), expect: Expect::Exists };
+                assert!(matches!(store.append(Epoch(0), &batch, &[absent]), Err(Error::ConditionFailed(_))));
+            }
+        });
+        let results: Vec<_> = writers.into_iter().map(|w| w.join()).collect();
+        done.store(true, std::sync::atomic::Ordering::Release);
+        results.into_iter().for_each(|r| r.unwrap());
+    });
+    drop(workers);
+    store.close().unwrap();
+    assert!(fatal.messages().is_empty(), "{:?}", fatal.messages());
+    drop(store);
+    fs.crash();
+    let store = Store::open(env, Path::new(DIR), &Options::tiny()).unwrap();
+    assert_eq!(store.log().last().lsn, Lsn(1600));
+    assert_eq!(store.view().lsn(), Lsn(1600));
 }
