@@ -95,6 +95,15 @@ impl Store {
     /// # Errors
     /// The log's and the tree's. A full disk is not fatal: the work is tried again.
     pub fn maintain_step(&self) -> Result<Progress> {
+        match self.maintain() {
+            // Log that nobody needs any more may be the room that is missing.
+            Err(full @ Error::DiskFull { .. }) if self.log.release(self.tree.flushed().lsn)? == 0 => Err(full),
+            Err(Error::DiskFull { .. }) => Ok(Progress::Worked),
+            other => other,
+        }
+    }
+
+    fn maintain(&self) -> Result<Progress> {
         if self.tree.flush_step()? == Progress::Worked {
             self.log.release(self.tree.flushed().lsn)?;
             self.wake_apply.wake();

@@ -118,6 +118,29 @@ fn a_segment_that_cannot_be_removed_leaves_no_hole() {
     }
 }
 
+/// A full disk that the release of log would relieve is relieved.
+#[test]
+fn log_is_released_although_a_flush_finds_no_room() {
+    let mut world = World::new(6);
+    let slot = world.store().log().slot("reader", Lsn(0));
+    put(&mut world, 60);
+    for act in [Act::Sync, Act::Commit, Act::Apply, Act::Freeze, Act::Maintain] {
+        world.act(&act).unwrap();
+    }
+    put(&mut world, 4);
+    for act in [Act::Sync, Act::Commit, Act::Apply, Act::Freeze] {
+        world.act(&act).unwrap();
+    }
+    world.fs.set_capacity(world.fs.allocated());
+    assert!(matches!(world.act(&Act::Maintain), Err(Error::DiskFull { .. })));
+    // The reader caught up: its log may go, and that is the room needed.
+    slot.advance(Lsn(60));
+    for _ in 0..3 {
+        let _ = world.act(&Act::Maintain);
+    }
+    world.act(&Act::Maintain).unwrap();
+}
+
 /// An embedded write is visible on return, also when memtables waited for a flush before it.
 #[test]
 fn an_acknowledged_write_is_visible_after_a_flush_that_found_no_room() {
