@@ -234,8 +234,20 @@ impl Store {
     /// # Errors
     /// Those of reading the log.
     pub fn epochs(&self) -> Result<Vec<(Epoch, Lsn)>> {
-        let mut epochs = self.tree.epoch_history();
-        let mut reader = self.log.reader(self.tree.applied().lsn.next())?;
+        loop {
+            // First the position, then the history: what is applied between is in both, not in neither.
+            let applied = self.tree.applied().lsn;
+            match self.epochs_behind(applied, self.tree.epoch_history()) {
+                // Applied, flushed and released meanwhile.
+                Err(Error::LogGone { .. }) if self.tree.applied().lsn > applied => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// `epochs` and those of the log behind `applied`.
+    fn epochs_behind(&self, applied: Lsn, mut epochs: Vec<(Epoch, Lsn)>) -> Result<Vec<(Epoch, Lsn)>> {
+        let mut reader = self.log.reader(applied.next())?;
         while let Some(chunk) = reader.next(self.log.last().lsn, 1 << 20)? {
             for record in chunk.records() {
                 let h = record?.header;

@@ -201,6 +201,36 @@ fn a_cut_without_room_leaves_no_half_tail() {
     assert_eq!(world.fs.allocated(), before);
 }
 
+/// Every epoch is listed with its first record, whatever is applied meanwhile.
+#[test]
+fn the_epochs_are_whole_while_the_applier_runs() {
+    let fs = SimFs::new(12);
+    fs.prepare_dir(Path::new(DIR)).unwrap();
+    let (env, _) = Env::sim(Arc::clone(&fs), SimClock::new(CommitTs(1)), 12);
+    let store = Arc::new(Store::create(env, Path::new(DIR), &Options::default(), IDENTITY).unwrap());
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            for e in 1..4000 {
+                let p = store.append_epoch_start(Epoch(e)).unwrap();
+                let mut batch = Batch::new();
+                batch.put(b"k", b"v").unwrap();
+                store.append(Epoch(e), &batch, &[]).unwrap();
+                store.log().sync_to(p.lsn.next()).unwrap();
+                store.set_committed(p.lsn.next());
+                store.apply_committed().unwrap();
+            }
+            done.store(true, std::sync::atomic::Ordering::Release);
+        });
+        while !done.load(std::sync::atomic::Ordering::Acquire) {
+            for (i, (epoch, lsn)) in store.epochs().unwrap().into_iter().enumerate() {
+                let n = i as u64 + 1;
+                assert_eq!((epoch, lsn), (Epoch(n), Lsn(2 * n - 1)));
+            }
+        }
+    });
+}
+
 /// Writers, readers, checkpoints and all workers at once: what is acknowledged is visible, and no
 /// reader ever sees half of a batch.
 #[test]
