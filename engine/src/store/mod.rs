@@ -27,6 +27,7 @@ use crate::lsn::{Epoch, Lsn, Position, TimelineId};
 use crate::tree::{Checkpoint, Tree, View};
 use crate::watermark::Watermark;
 use evidence::Evidence;
+pub(crate) use evidence::forget as forget_evidence;
 
 /// How sure an embedded write is when the call returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +87,7 @@ impl Store {
                 env.fs.remove_dir_all(&path).map_err(|e| Error::io("remove", &path, e))?;
             }
         }
+        forget_evidence(&env, dir)?;
         Tree::create(env.clone(), dir, options, Position::default())?;
         drop(Log::open(&env, dir, options, Lsn::ZERO, Position::default())?);
         identity.write(&env, dir)?;

@@ -188,6 +188,17 @@ fn names(files: &[(Vec<u8>, std::path::PathBuf)]) -> Vec<String> {
     files.iter().map(|(b, p)| format!("{} {}", p.display(), b.len())).collect()
 }
 
+/// What an earlier store left beside the identity that was taken away is no evidence about the next.
+#[test]
+fn a_new_store_does_not_believe_the_evidence_of_an_earlier_one() {
+    let mut world = filled(10);
+    world.store().close().unwrap();
+    world.store = None;
+    world.fs.kill();
+    world.fs.remove_file(&Path::new(DIR).join("IDENTITY")).unwrap();
+    Store::create(world.env.clone(), Path::new(DIR), &Options::tiny(), IDENTITY).unwrap();
+}
+
 /// A cut that finds no room for the tail it must keep gives back what it took.
 #[test]
 fn a_cut_without_room_leaves_no_half_tail() {
