@@ -171,8 +171,11 @@ impl Store {
     /// The operating system's.
     pub fn set_timeline(&self, timeline: TimelineId) -> Result<()> {
         let mut identity = self.identity.lock().unwrap_or_else(PoisonError::into_inner);
-        identity.timeline = timeline;
-        identity.write(&self.env, &self.dir)
+        let next = Identity { timeline, ..*identity };
+        next.write(&self.env, &self.dir)?;
+        // Only now: who sees the new one here takes it for done.
+        *identity = next;
+        Ok(())
     }
 
     /// What recovery found at open.

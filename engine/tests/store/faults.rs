@@ -242,6 +242,15 @@ fn the_epochs_are_whole_while_the_applier_runs() {
     });
 }
 
+/// A timeline that could not be written down is not the store's.
+#[test]
+fn a_timeline_that_was_not_written_is_not_shown() {
+    let world = World::new(13);
+    world.fs.fail_nth(OpClass::Write, 1, FaultKind::NoSpace);
+    world.store().set_timeline(TimelineId(99)).unwrap_err();
+    assert_eq!(world.store().identity(), Identity::read(&world.env, Path::new(DIR)).unwrap().unwrap());
+}
+
 /// Writers, readers, checkpoints and all workers at once: what is acknowledged is visible, and no
 /// reader ever sees half of a batch.
 #[test]
