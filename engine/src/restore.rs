@@ -33,6 +33,8 @@ impl Builder {
     /// # Errors
     /// Damage in the manifest or a table missing; the operating system's.
     pub fn create(env: Env, dir: &Path, options: &Options, manifest: Option<&[u8]>) -> Result<Self> {
+        crate::fs::create_dir_synced(&*env.fs, dir).map_err(|e| Error::io("create", dir, e))?;
+        crate::store::forget_evidence(&env, dir)?;
         match manifest {
             Some(bytes) => crate::tree::install_manifest(&env, dir, bytes)?,
             None => drop(Tree::create(env.clone(), dir, options, Position::default())?),

@@ -419,7 +419,9 @@ impl<'a> Walk<'a> {
             last.file.write_all_at(bytes, *from).map_err(|e| io("write", e))?;
         }
         let place = (&*last.file, last.path.as_path());
-        let range = (last.end, last.end + dirty as u64);
+        // Zeros of a cut whose sync failed may be in the page cache only, and look like done.
+        let to = if self.cut_is_live { last.header.bytes } else { last.end + dirty as u64 };
+        let range = (last.end, to);
         truncate::finish(self.env, self.log_dir, self.unused.clone().into_iter(), place, range)?;
         let (path, offset, lsn) = (last.path.clone(), last.end, self.end.lsn.next());
         Ok((dirty > 0).then_some(TornTail { path, offset, bytes: dirty as u64, lsn }))
@@ -459,6 +461,7 @@ impl<'a> Walk<'a> {
             tail: Mutex::new(Tail::new(end, options.tail_memory_bytes)),
             gate: Gate::default(),
             slots: Slots::default(),
+            releasing: Mutex::default(),
             appended: Watermark::new(end),
             durable: Watermark::new(end),
             written: AtomicU64::new(end.0),

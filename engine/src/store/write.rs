@@ -97,6 +97,8 @@ impl Store {
     /// # Errors
     /// As [`Store::append`].
     pub fn write(&self, batch: &Batch, conditions: &[Condition], durability: Durability) -> Result<Written> {
+        // Before the LSN is given: a full disk found afterwards could no longer say "nothing was written".
+        self.make_room()?;
         let position = self.append(self.log.last().epoch, batch, conditions)?;
         if durability == Durability::Synced {
             self.log.sync_to(position.lsn)?;
