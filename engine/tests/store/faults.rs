@@ -8,6 +8,7 @@ use mainstay_engine::clock::SimClock;
 use mainstay_engine::exec::Progress;
 use mainstay_engine::fs::Fs;
 use mainstay_engine::fs::sim::{FaultKind, OpClass, SimFs};
+use mainstay_engine::restore::Builder;
 use mainstay_engine::store::{Durability, Identity, Store};
 use mainstay_engine::{ClusterId, CommitTs, Env, Epoch, Error, Lsn, Options, TimelineId};
 
@@ -219,6 +220,23 @@ fn a_new_store_does_not_believe_the_evidence_of_an_earlier_one() {
     world.fs.kill();
     world.fs.remove_file(&Path::new(DIR).join("IDENTITY")).unwrap();
     Store::create(world.env.clone(), Path::new(DIR), &Options::tiny(), IDENTITY).unwrap();
+}
+
+/// Nothing is built over a store, and nothing of it is touched.
+#[test]
+fn a_store_is_not_built_where_there_is_one() {
+    let mut world = filled(15);
+    let checkpoint = world.store().tree().pinned_tables();
+    world.store().close().unwrap();
+    world.store = None;
+    world.fs.kill();
+    let before: Vec<_> = world.fs.files().into_iter().map(|p| (world.fs.read_all(&p).unwrap(), p)).collect();
+    for manifest in [None, Some(&checkpoint.manifest[..])] {
+        let made = Builder::create(world.env.clone(), Path::new(DIR), &Options::tiny(), manifest);
+        assert!(matches!(made, Err(Error::Directory { .. })), "{made:?}");
+    }
+    let after: Vec<_> = world.fs.files().into_iter().map(|p| (world.fs.read_all(&p).unwrap(), p)).collect();
+    assert!(before == after, "{:?} became {:?}", names(&before), names(&after));
 }
 
 /// A cut that finds no room for the tail it must keep gives back what it took.
