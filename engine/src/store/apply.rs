@@ -25,9 +25,13 @@ pub(super) struct Applier {
 }
 
 impl Store {
-    /// Raises the commit LSN; the applier follows.
+    /// Raises the commit LSN; the applier follows. What is not in the log yet cannot be committed: another
+    /// record may come to stand there.
     pub fn set_committed(&self, lsn: Lsn) {
-        self.committed.raise(lsn);
+        // Shared with cuts: what is committed while a cut is judged would be cut unseen \[I8\].
+        let order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
+        self.committed.raise(lsn.min(self.log.last().lsn));
+        drop(order);
         self.wake_apply.wake();
     }
 

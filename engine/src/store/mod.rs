@@ -110,6 +110,18 @@ impl Store {
         Self::open_locked(env, dir, options, identity, lock)
     }
 
+    /// Opens a store whose own log commits: every record that recovery found is committed and visible,
+    /// as [`Store::write`] had promised for those it acknowledged. Not for a node, whose rule decides.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_embedded(env: Env, dir: &Path, options: &Options) -> Result<Self> {
+        let store = Self::open(env, dir, options)?;
+        store.set_committed(store.log.last().lsn);
+        store.apply_committed()?;
+        Ok(store)
+    }
+
     fn open_locked(
         env: Env,
         dir: &Path,

@@ -104,6 +104,11 @@ fn an_error_of_any_io_loses_nothing_durable() {
 }
 
 #[test]
+fn an_error_of_any_io_and_a_later_power_loss_lose_nothing_durable() {
+    every_io(FaultKind::Eio, Then::LifeThenPowerLoss);
+}
+
+#[test]
 fn a_full_disk_at_any_io_loses_nothing_durable() {
     every_io(FaultKind::NoSpace, Then::PowerLoss);
 }

@@ -364,3 +364,30 @@ fn writers_workers_and_checkpoints_get_along() {
     assert_eq!(store.log().last().lsn, Lsn(1600));
     assert_eq!(store.view().lsn(), Lsn(1600));
 }
+
+/// An embedded store's own log commits: what a synced write acknowledged is visible after a crash, and
+/// is not cut.
+#[test]
+fn an_embedded_store_shows_all_that_it_acknowledged_after_a_crash() {
+    let (fs, dir) = (SimFs::new(5), Path::new(DIR));
+    fs.prepare_dir(dir).unwrap();
+    let (env, _) = Env::sim(Arc::clone(&fs), SimClock::new(CommitTs(1_000_000)), 5);
+    let store = Store::create(env.clone(), dir, &Options::tiny(), IDENTITY).unwrap();
+    let mut batch = Batch::new();
+    batch.put(b"k", b"v").unwrap();
+    store.write(&batch, &[], Durability::Synced).unwrap();
+    drop(store);
+    fs.crash_losing_unsynced();
+    let store = Store::open_embedded(env, dir, &Options::tiny()).unwrap();
+    assert!(store.view().get(Keyspace::USER, b"k").unwrap().is_some());
+    assert!(matches!(store.truncate_above(Lsn(0)), Err(Error::BelowCommit { .. })));
+}
+
+/// A commit LSN above the end of the log commits nothing that comes to stand there later.
+#[test]
+fn what_is_not_in_the_log_cannot_be_committed() {
+    let mut world = World::new(3);
+    assert!(world.act(&Act::Put(vec![(1, 1)])).is_ok());
+    world.store().set_committed(Lsn(5));
+    assert_eq!(world.store().committed().get(), Lsn(1));
+}

@@ -43,6 +43,11 @@ impl Driver {
 
     fn open_store(&self) -> Result<Store> {
         let store = Store::open(self.env.clone(), &self.settings.dir, &self.settings.options)?;
+        // Checkpoints that an earlier life was sending or uploading: their links would keep old tables for ever.
+        let seeds = self.settings.dir.join("seeds");
+        if self.env.fs.exists(&seeds).map_err(|e| Error::io("look for", &seeds, e))? {
+            self.env.fs.remove_dir_all(&seeds).map_err(|e| Error::io("remove", &seeds, e))?;
+        }
         if let Some(torn) = &store.recovered().torn {
             tracing::warn!(
                 file = %torn.path.display(),
