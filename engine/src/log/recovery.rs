@@ -248,7 +248,7 @@ impl<'a> Walk<'a> {
 
     /// Starts again behind a hole: the segments so far are to be removed like those that are gone.
     fn forget_released(&mut self) {
-        self.released.extend(self.unused.drain(..));
+        self.released.append(&mut self.unused);
         self.released.extend(self.walked.drain(..).map(|w| w.path));
         (self.missing, self.cut_at, self.other_history) = (None, None, false);
         (self.records, self.end) = (0, self.base);
