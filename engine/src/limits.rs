@@ -12,6 +12,8 @@ pub const BATCH_BYTES_MAX: usize = 20 * 1024 * 1024;
 pub const BATCH_OPS_MAX: usize = 100_000;
 /// Largest metadata block of a value envelope in bytes.
 pub const METADATA_BYTES_MAX: usize = 4 * 1024;
+/// Largest log segment in bytes: recovery reads one whole into memory.
+pub const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 /// How far LSNs jump when a restore or a forced failover starts a new timeline, so that a reader
 /// of the old history can never mistake the new one for it \[I11\].
 pub const TIMELINE_LSN_JUMP: u64 = 1 << 32;

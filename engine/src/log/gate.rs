@@ -28,6 +28,8 @@ pub(super) enum Gather {
 struct State {
     leading: bool,
     group: u64,
+    /// Groups below this one have ended.
+    ended: u64,
     queued: usize,
     last_group: usize,
     /// Threads that want the leadership for themselves; they go first.
@@ -63,9 +65,15 @@ impl Gate {
     /// Queues until `done` (then none) or until this thread leads a group that it has gathered.
     pub(super) fn queue(&self, clock: &dyn Clock, gather: Gather, done: impl Fn() -> bool) -> Option<Lead> {
         let mut s = self.lock();
-        let mine = s.group;
+        let mut mine = s.group;
         s.queued += 1;
         loop {
+            if s.ended > mine && !done() {
+                // What the group wrote was cut and written again before this thread woke: it queues anew,
+                // or nobody would know that it waits.
+                mine = s.group;
+                s.queued += 1;
+            }
             if done() {
                 if mine == s.group {
                     s.queued -= 1;
@@ -121,6 +129,7 @@ impl Gate {
     pub(super) fn end(&self, lead: &Lead, clock: &dyn Clock) {
         let mut s = self.lock();
         s.leading = false;
+        s.ended = lead.group + 1;
         s.last_group = lead.size;
         s.acked = clock.monotonic();
         if lead.size > 0 {

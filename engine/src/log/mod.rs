@@ -8,7 +8,7 @@
 //! Files: `frame` and `segment` (formats), `tail` (newest records in memory), `gate` (who leads a
 //! group commit), `writer` (append, write, sync), `reader`, `recovery`, `truncate`, `slots`.
 //!
-//! Locks, in the order in which they may be taken: leadership of the gate, `head`, `prepare`,
+//! Locks, in the order in which they may be taken: `releasing`, leadership of the gate, `head`, `prepare`,
 //! `segments`, `tail`. None but the leadership is held across a commit's I/O; `head` is held while
 //! a segment is made only if the one made ahead is not ready.
 
@@ -69,6 +69,7 @@ struct Shared {
     tail: Mutex<Tail>,
     gate: Gate,
     slots: Slots,
+    releasing: Mutex<()>,
     appended: Watermark,
     durable: Watermark,
     /// Highest LSN whose frame is in its file, synced or not.

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use super::gate::Gate;
-use super::segment::{self, Blank, FRAMES_AT, Found, Header, SEGMENT_BYTES_MAX, Segment};
+use super::segment::{self, Blank, FRAMES_AT, Found, Header, Segment};
 use super::slots::Slots;
 use super::tail::Tail;
 use super::truncate::{self, INTENT, Intent};
@@ -24,7 +24,7 @@ use crate::env::Env;
 use crate::error::{Error, Result};
 use crate::fault::{Bug, planted};
 use crate::fs::{File, OpenMode};
-use crate::limits::Options;
+use crate::limits::{Options, SEGMENT_BYTES_MAX};
 use crate::lsn::{Lsn, Position};
 use crate::record::Record;
 use crate::watermark::Watermark;
@@ -117,6 +117,8 @@ struct Walk<'a> {
     missing: Option<u64>,
     /// Segments whose header was never written, and those above a cut.
     unused: Vec<PathBuf>,
+    /// Segments before a hole that releasing the log left.
+    released: Vec<PathBuf>,
     /// Bytes of the last of `walked`.
     last_bytes: Vec<u8>,
     end: Position,
@@ -150,6 +152,7 @@ impl<'a> Walk<'a> {
             walked: Vec::new(),
             missing: None,
             unused: Vec::new(),
+            released: Vec::new(),
             last_bytes: Vec::new(),
             end: base,
             records: 0,
@@ -202,6 +205,10 @@ impl<'a> Walk<'a> {
             Found::Nothing => return self.headerless(&bytes, path),
             Found::Header(h) => h,
         };
+        if self.missing.is_some() && header.base.lsn <= self.base.lsn {
+            // All before the hole is in the tables: its removal was under way, and names went in any order.
+            self.forget_released();
+        }
         if let Some(missing) = self.missing {
             let what =
                 format!("log segment {missing:016x}.log is missing; restore this node from a replica or a backup");
@@ -237,6 +244,14 @@ impl<'a> Walk<'a> {
         self.meet(self.end, FRAMES_AT);
         self.frames();
         Ok(())
+    }
+
+    /// Starts again behind a hole: the segments so far are to be removed like those that are gone.
+    fn forget_released(&mut self) {
+        self.released.append(&mut self.unused);
+        self.released.extend(self.walked.drain(..).map(|w| w.path));
+        (self.missing, self.cut_at, self.other_history) = (None, None, false);
+        (self.records, self.end) = (0, self.base);
     }
 
     fn start(&mut self, header: &Header) -> Result<()> {
@@ -378,6 +393,7 @@ impl<'a> Walk<'a> {
     /// Brings the disk to what was decided and makes it durable, before anything is appended.
     fn repair(mut self, options: &Options, dir: &Path) -> Result<(Log, Recovered)> {
         let finished_cut = self.cut_is_live;
+        self.unused.splice(0..0, std::mem::take(&mut self.released));
         if let Some((i, offset)) = self.cut_at.filter(|_| finished_cut) {
             self.unused.splice(0..0, self.walked.split_off(i + 1).into_iter().map(|w| w.path));
             if let Some(w) = self.walked.last_mut() {
@@ -419,7 +435,9 @@ impl<'a> Walk<'a> {
             last.file.write_all_at(bytes, *from).map_err(|e| io("write", e))?;
         }
         let place = (&*last.file, last.path.as_path());
-        let range = (last.end, last.end + dirty as u64);
+        // Zeros of a cut whose sync failed may be in the page cache only, and look like done.
+        let to = if self.cut_is_live { last.header.bytes } else { last.end + dirty as u64 };
+        let range = (last.end, to);
         truncate::finish(self.env, self.log_dir, self.unused.clone().into_iter(), place, range)?;
         let (path, offset, lsn) = (last.path.clone(), last.end, self.end.lsn.next());
         Ok((dirty > 0).then_some(TornTail { path, offset, bytes: dirty as u64, lsn }))
@@ -459,6 +477,7 @@ impl<'a> Walk<'a> {
             tail: Mutex::new(Tail::new(end, options.tail_memory_bytes)),
             gate: Gate::default(),
             slots: Slots::default(),
+            releasing: Mutex::default(),
             appended: Watermark::new(end),
             durable: Watermark::new(end),
             written: AtomicU64::new(end.0),

@@ -25,9 +25,13 @@ pub(super) struct Applier {
 }
 
 impl Store {
-    /// Raises the commit LSN; the applier follows.
+    /// Raises the commit LSN; the applier follows. What is not in the log yet cannot be committed: another
+    /// record may come to stand there.
     pub fn set_committed(&self, lsn: Lsn) {
-        self.committed.raise(lsn);
+        // Shared with cuts: what is committed while a cut is judged would be cut unseen \[I8\].
+        let order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
+        self.committed.raise(lsn.min(self.log.last().lsn));
+        drop(order);
         self.wake_apply.wake();
     }
 
@@ -39,16 +43,28 @@ impl Store {
         self.committed.get().min(self.log.durable().get())
     }
 
-    /// Applies everything that may be applied, flushing inline when the memtables are full.
+    /// Applies everything that may be applied, flushing inline when full memtables are in the way.
     ///
     /// # Errors
     /// The log's and the tree's.
     pub fn apply_committed(&self) -> Result<()> {
-        while self.apply_step()? == Progress::Worked {
-            while self.tree.needs_flush() {
-                self.tree.flush_step()?;
+        loop {
+            if self.apply_step()? == Progress::Worked {
+                continue;
             }
+            if self.tree.applied().lsn >= self.may_apply() || !self.tree.needs_flush() {
+                return Ok(());
+            }
+            self.tree.flush_step()?;
         }
+    }
+
+    /// Flushes until the tree can take another record.
+    ///
+    /// # Errors
+    /// As [`Tree::flush_step`](crate::tree::Tree::flush_step).
+    pub(super) fn make_room(&self) -> Result<()> {
+        while self.tree.needs_flush() && self.tree.flush_step()? == Progress::Worked {}
         Ok(())
     }
 
@@ -83,6 +99,15 @@ impl Store {
     /// # Errors
     /// The log's and the tree's. A full disk is not fatal: the work is tried again.
     pub fn maintain_step(&self) -> Result<Progress> {
+        match self.maintain() {
+            // Log that nobody needs any more may be the room that is missing.
+            Err(full @ Error::DiskFull { .. }) if self.log.release(self.tree.flushed().lsn)? == 0 => Err(full),
+            Err(Error::DiskFull { .. }) => Ok(Progress::Worked),
+            other => other,
+        }
+    }
+
+    fn maintain(&self) -> Result<Progress> {
         if self.tree.flush_step()? == Progress::Worked {
             self.log.release(self.tree.flushed().lsn)?;
             self.wake_apply.wake();

@@ -10,6 +10,7 @@ use crate::batch::{self, Batch, Condition, Expect, Keyspace, Op};
 use crate::error::{Error, Result};
 use crate::lsn::{CommitTs, Epoch, Lsn, Position};
 use crate::record::{Kind, Record, TimelineStart};
+use crate::tree::View;
 use crate::value::Value;
 
 /// Where a write landed.
@@ -97,6 +98,8 @@ impl Store {
     /// # Errors
     /// As [`Store::append`].
     pub fn write(&self, batch: &Batch, conditions: &[Condition], durability: Durability) -> Result<Written> {
+        // Before the LSN is given: a full disk found afterwards could no longer say "nothing was written".
+        self.make_room()?;
         let position = self.append(self.log.last().epoch, batch, conditions)?;
         if durability == Durability::Synced {
             self.log.sync_to(position.lsn)?;
@@ -128,7 +131,17 @@ impl Store {
 
     /// The key's state after every record appended so far: the tree, then the not yet applied tail.
     fn current(&self, keyspace: Keyspace, key: &[u8]) -> Result<Current> {
-        let view = self.tree.view();
+        loop {
+            let view = self.tree.view();
+            match self.current_behind(&view, keyspace, key) {
+                // Applied, flushed and released meanwhile.
+                Err(Error::LogGone { .. }) if self.tree.applied().lsn > view.lsn() => {}
+                other => return other,
+            }
+        }
+    }
+
+    fn current_behind(&self, view: &View, keyspace: Keyspace, key: &[u8]) -> Result<Current> {
         let mut now = match view.get(keyspace, key)? {
             Some(found) => Current { version: found.lsn, envelope: Some(found.envelope) },
             None => Current { version: Lsn::ZERO, envelope: None },

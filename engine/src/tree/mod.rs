@@ -144,7 +144,9 @@ impl Tree {
         env.fs.sync_dir(dir).map_err(|e| stop.fatal("sync", dir, &e))?;
         let state = State { flushed: base, floor: (base.lsn, base.ts), ..State::default() };
         let manifest = Manifest::create(&env.fs, &manifest_dir(dir), state, &stop)?;
-        Self::with(env, dir, options, manifest, stop)
+        let tree = Self::with(env, dir, options, manifest, stop)?;
+        tree.tidy()?;
+        Ok(tree)
     }
 
     /// Opens the tree in the data directory `dir`, as of the last flush; the caller replays the log
@@ -154,9 +156,25 @@ impl Tree {
     /// `Directory` when there is none, `Corruption` when manifest, a named table's frame (all but
     /// its data blocks), or a table file is damaged or missing, `Format`, `Io`, `Stopped`.
     pub fn open(env: Env, dir: &Path, options: &Options) -> Result<Self> {
+        let tree = Self::open_unchanged(env, dir, options)?;
+        tree.tidy()?;
+        Ok(tree)
+    }
+
+    /// [`Tree::open`] without any change on disk, for a caller that may yet find that it must not go
+    /// on. [`Tree::tidy`] has to follow before anything else.
+    pub(crate) fn open_unchanged(env: Env, dir: &Path, options: &Options) -> Result<Self> {
         let stop = Stop::new(Arc::clone(&env.fatal));
-        let manifest = Manifest::open(&env.fs, &manifest_dir(dir), &stop)?;
+        let manifest = Manifest::open(&env.fs, &manifest_dir(dir))?;
         Self::with(env, dir, options, manifest, stop)
+    }
+
+    /// Makes durable what was read, and removes what the manifest does not name.
+    pub(crate) fn tidy(&self) -> Result<()> {
+        let mut manifest = lock(&self.manifest);
+        manifest.settle(&self.stop)?;
+        remove_unnamed(&self.env, &self.tables_dir, manifest.state())?;
+        manifest.remove_others()
     }
 
     fn with(env: Env, dir: &Path, options: &Options, manifest: Manifest, stop: Stop) -> Result<Self> {
@@ -164,14 +182,12 @@ impl Tree {
         let cache = Arc::new(BlockCache::new(options.cache_bytes, options.block_bytes));
         let state = manifest.state();
         let version = open_tables(&env, &tables_dir, &cache, state)?;
-        // Only now, with the manifest and all tables it names read, is a file known to be unused.
-        remove_unnamed(&env, &tables_dir, state)?;
-        manifest.remove_others()?;
         let applier = Applier { epochs: state.epochs.clone(), timeline: state.timeline };
         let current = Current { applied: state.flushed, version: Arc::new(version) };
         Ok(Self {
             env,
-            options: options.clone(),
+            // With none, nothing could ever be applied.
+            options: Options { frozen_memtables_max: options.frozen_memtables_max.max(1), ..options.clone() },
             tables_dir,
             cache,
             stop,

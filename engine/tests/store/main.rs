@@ -9,6 +9,7 @@
 )]
 
 mod exhaustive;
+mod faults;
 mod model;
 mod planted;
 mod stall;

@@ -249,6 +249,8 @@ impl Driver {
             let lsn = if fresh { Lsn(1) } else { Lsn(last.lsn.0.saturating_add(TIMELINE_LSN_JUMP)) };
             store.append_timeline_start(epoch, start, lsn)?;
             if !fresh {
+                // The directory must not name a timeline that its log never had.
+                store.log().sync_to(lsn)?;
                 store.set_timeline(timeline)?;
             }
         }

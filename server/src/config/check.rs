@@ -9,7 +9,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use mainstay_engine::limits::{BATCH_BYTES_MAX, Options};
+use mainstay_engine::limits::{BATCH_BYTES_MAX, Options, SEGMENT_BYTES_MAX};
 use mainstay_replication::rule::{Mode, NodeId, Rule};
 
 use super::{ConfigError, Layers, Origin};
@@ -98,7 +98,7 @@ impl Config {
             archive_interval_ms: number(l, "archive.interval_ms", 10..=3_600_000)?,
             archive_object_bytes: bytes(l, "archive.object_bytes", 4 * KIB..=64 << 20)?,
             memtable_bytes: bytes(l, "storage.memtable_bytes", 64 * KIB..=4 * GIB)?,
-            segment_bytes: bytes(l, "storage.segment_bytes", segment_min..=4 * GIB)?,
+            segment_bytes: bytes(l, "storage.segment_bytes", segment_min..=SEGMENT_BYTES_MAX)?,
             cache_bytes: bytes(l, "storage.cache_bytes", 0..=1024 * GIB)?,
             retained_log_bytes: bytes(l, "storage.retained_log_bytes", 0..=1024 * 1024 * GIB)?,
             history_window_s: number(l, "storage.history_window_s", 0..=366 * 86_400)?,

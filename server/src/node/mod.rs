@@ -77,6 +77,8 @@ fn set_aside(config: &Config) -> anyhow::Result<()> {
         let from = config.data.join(part);
         if env.fs.exists(&from)? {
             env.fs.rename(&from, &aside.join(part)).with_context(|| format!("moving {} aside", from.display()))?;
+            // There before it is gone here: it may be the only copy of something.
+            env.fs.sync_dir(&aside)?;
         }
         env.fs.sync_dir(&config.data)?;
     }
