@@ -10,8 +10,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::segment::{self, Blank, FRAMES_AT, Segment};
 use super::gate::Gather;
+use super::segment::{self, Blank, FRAMES_AT, Segment};
 use super::{Progress, Shared, frame, lock};
 use crate::batch::LimitError;
 use crate::codec::Malformed;

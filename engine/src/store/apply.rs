@@ -15,6 +15,10 @@ use crate::fault::{Bug, planted};
 use crate::log::Reader;
 use crate::lsn::Lsn;
 
+/// Pause of the maintenance thread when there is nothing to do.
+const MAINTAIN_PAUSE: Duration = Duration::from_secs(1);
+/// How long a record of [`Durability::Buffered`](super::Durability::Buffered) stays in memory alone.
+const BUFFERED_FOR: Duration = Duration::from_millis(5);
 /// Most bytes applied in one step, so that a stop or a flush is never far.
 const STEP_BYTES: usize = 1 << 20;
 
@@ -22,6 +26,8 @@ const STEP_BYTES: usize = 1 << 20;
 #[derive(Debug, Default)]
 pub(super) struct Applier {
     reader: Option<Reader>,
+    /// What the reader has read to.
+    at: Lsn,
 }
 
 impl Store {
@@ -73,13 +79,27 @@ impl Store {
     /// # Errors
     /// The log's and the tree's.
     pub fn apply_step(&self) -> Result<Progress> {
+        self.apply_piece(self.may_apply())
+    }
+
+    /// Applies everything up to `lsn`, durable or not, flushing when that is in the way.
+    pub(super) fn apply_upto(&self, lsn: Lsn) -> Result<()> {
+        while self.tree.applied().lsn < lsn {
+            if self.apply_piece(lsn)? == Progress::Idle {
+                self.tree.flush_step()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn apply_piece(&self, upto: Lsn) -> Result<Progress> {
         let mut applier = self.applier.lock().unwrap_or_else(PoisonError::into_inner);
         let applied = self.tree.applied().lsn;
-        let upto = self.may_apply();
         if applied >= upto || self.tree.needs_flush() {
             return Ok(Progress::Idle);
         }
-        let mut reader = match applier.reader.take() {
+        // Writers that apply their own records leave the reader behind.
+        let mut reader = match applier.reader.take().filter(|_| applier.at == applied) {
             Some(r) => r,
             None => self.log.reader(applied.next())?,
         };
@@ -89,6 +109,7 @@ impl Store {
             self.tree.apply(&record?)?;
         }
         self.applied.raise(chunk.last);
+        applier.at = chunk.last;
         applier.reader = Some(reader);
         Ok(Progress::Worked)
     }
@@ -131,19 +152,60 @@ impl Store {
             WorkerThread::spawn(name, wake.clone(), worker).map_err(|e| Error::io("start a thread for", &self.dir, e))
         };
         Ok(Workers {
-            _threads: [
+            _threads: vec![
                 spawn("log-writer", &self.wake_log, log_step, None)?,
                 spawn("applier", &self.wake_apply, apply_step, None)?,
-                spawn("maintenance", &self.wake_maintain, maintain_step, Some(Duration::from_secs(1)))?,
+                spawn("maintenance", &self.wake_maintain, maintain_step, Some(MAINTAIN_PAUSE))?,
             ],
         })
+    }
+
+    /// Starts the background threads of an embedded store: flush and compaction, and the one that hands
+    /// buffered records to the operating system. Dropping the result stops and joins them.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn start_background(self: &Arc<Self>) -> Result<Workers> {
+        let failed = |e| Error::io("start a thread for", &self.dir, e);
+        let maintenance = StoreWorker { store: Arc::clone(self), step: maintain_step, pause: Some(MAINTAIN_PAUSE) };
+        let flusher = LogFlusher { store: Arc::clone(self), waited: false };
+        Ok(Workers {
+            _threads: vec![
+                WorkerThread::spawn("maintenance", self.wake_maintain.clone(), maintenance).map_err(failed)?,
+                WorkerThread::spawn("log-flusher", self.wake_flusher.clone(), flusher).map_err(failed)?,
+            ],
+        })
+    }
+}
+
+/// Hands buffered records to the operating system a moment after the first of them came.
+struct LogFlusher {
+    store: Arc<Store>,
+    waited: bool,
+}
+
+impl Worker for LogFlusher {
+    fn step(&mut self) -> Progress {
+        if self.store.log.buffered_bytes() == 0 {
+            self.waited = false;
+            return Progress::Idle;
+        }
+        self.waited = !self.waited;
+        if self.waited {
+            return Progress::Sleep(BUFFERED_FOR);
+        }
+        match self.store.log.write_to(self.store.log.appended().get()) {
+            Ok(()) => Progress::Worked,
+            // The log has called the fatal hook.
+            Err(_) => Progress::Done,
+        }
     }
 }
 
 /// The running workers of a store.
 #[derive(Debug)]
 pub struct Workers {
-    _threads: [WorkerThread; 3],
+    _threads: Vec<WorkerThread>,
 }
 
 type StepFn = fn(&Store) -> Result<Progress>;

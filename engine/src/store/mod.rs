@@ -32,9 +32,12 @@ pub(crate) use evidence::forget as forget_evidence;
 /// How sure an embedded write is when the call returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
-    /// On disk: survives power loss.
+    /// On disk: survives power loss. Visible when it is there, unless a weaker write came behind it.
     Synced,
-    /// Handed to the log in memory: a crash of the process may lose it.
+    /// Handed to the operating system: survives the end of the process, not of the machine. Visible on return.
+    Written,
+    /// In memory, at most 64 KiB and, while the background threads run, 5 ms behind: the end of the process
+    /// may lose it, with all after it. Visible on return.
     Buffered,
 }
 
@@ -56,6 +59,7 @@ pub struct Store {
     wake_log: Wake,
     wake_apply: Wake,
     wake_maintain: Wake,
+    wake_flusher: Wake,
     // Last: released after everything above is dropped.
     _lock: Box<dyn LockGuard>,
 }
@@ -149,6 +153,7 @@ impl Store {
             wake_log: Wake::new(),
             wake_apply: Wake::new(),
             wake_maintain: Wake::new(),
+            wake_flusher: Wake::new(),
             env,
             log,
             tree,
@@ -156,6 +161,9 @@ impl Store {
             _lock: lock,
         };
         store.apply_committed()?;
+        // Records of weaker writes are in the tree before they are durable; their tables wait for that.
+        let log = Arc::clone(&store.log);
+        store.tree.set_barrier(move |lsn| log.sync_to(lsn));
         Ok(store)
     }
 

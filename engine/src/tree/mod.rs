@@ -10,13 +10,14 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
+use crate::batch::Batch;
 use crate::env::Env;
 use crate::error::{Error, Result};
 use crate::limits::Options;
 use crate::lsn::{Epoch, Lsn, Position};
-use crate::record::{Record, TimelineStart};
+use crate::record::{Record, RecordError, TimelineStart};
 use crate::table::cache::BlockCache;
 use crate::table::reader::Table;
 use crate::table::{parse_table_name, table_name};
@@ -102,6 +103,19 @@ pub struct Tree {
     flushing: Mutex<()>,
     compacting: Mutex<()>,
     counters: Counters,
+    barrier: Barrier,
+}
+
+type BarrierFn = dyn Fn(Lsn) -> Result<()> + Send + Sync;
+
+/// See [`Tree::set_barrier`].
+#[derive(Default)]
+struct Barrier(OnceLock<Box<BarrierFn>>);
+
+impl std::fmt::Debug for Barrier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Barrier")
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -197,6 +211,7 @@ impl Tree {
             flushing: Mutex::new(()),
             compacting: Mutex::new(()),
             counters: Counters::default(),
+            barrier: Barrier::default(),
         })
     }
 
@@ -226,6 +241,36 @@ impl Tree {
             self.freeze_active();
         }
         Ok(())
+    }
+
+    /// Takes in the record that the caller has just appended at `at`, from its batch. Returns whether a
+    /// memtable now waits for its flush.
+    ///
+    /// # Errors
+    /// `Record` when it does not follow [`Tree::applied`], `Stopped`. The tree is unchanged then.
+    pub fn apply_batch(&self, at: Position, batch: &Batch) -> Result<bool> {
+        self.stop.check()?;
+        let _applier = lock(&self.applier);
+        let (version, applied) = self.now();
+        if at.lsn != applied.lsn.next() {
+            return Err(RecordError::Discontinuous { epoch: at.epoch, lsn: at.lsn, after: applied.lsn }.into());
+        }
+        let malformed = |m: crate::codec::Malformed| Error::corruption(&self.tables_dir, 0, Some(at.lsn), m.0);
+        version.active.apply(at, Change::of_batch(batch, at.lsn)).map_err(malformed)?;
+        self.write_current().applied = at;
+        if version.active.bytes() < self.options.memtable_bytes {
+            return Ok(false);
+        }
+        if version.frozen.len() < self.options.frozen_memtables_max {
+            self.freeze_active();
+        }
+        Ok(true)
+    }
+
+    /// Before a table counts whose newest record is `lsn`, `barrier(lsn)` must succeed: the log has to hold
+    /// durably what a table shows, or a crash could leave tables ahead of the log. Set once, at open.
+    pub(crate) fn set_barrier(&self, barrier: impl Fn(Lsn) -> Result<()> + Send + Sync + 'static) {
+        let _ = self.barrier.0.set(Box::new(barrier));
     }
 
     /// True when as many frozen memtables wait as may: run [`Tree::flush_step`] before applying

@@ -8,6 +8,7 @@
     reason = "a test fails by panicking and observes real processes"
 )]
 
+mod embedded;
 mod exhaustive;
 mod faults;
 mod model;
