@@ -47,7 +47,7 @@ impl World {
         let mut state = self.states.last().unwrap().clone();
         let mut batch = Batch::new();
         let (key, text) = (vec![b'k', key], format!("{value:0width$}", width = (value % 300) as usize).into_bytes());
-        if value % 7 == 0 {
+        if value.is_multiple_of(7) {
             batch.delete(&key).unwrap();
             state.remove(&key);
         } else {
