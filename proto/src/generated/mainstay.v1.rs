@@ -845,6 +845,9 @@ pub struct ArchiveStatus {
     pub lag_ms: u64,
     #[prost(string, tag = "4")]
     pub last_error: ::prost::alloc::string::String,
+    /// The repository is known to hold no base backup: nothing of it can be restored.
+    #[prost(bool, tag = "5")]
+    pub no_base: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StorageStatus {

@@ -156,6 +156,9 @@ fn site_loss(s: &StatusResponse) -> String {
     let Some(archive) = s.archive.as_ref().filter(|a| !a.repository.is_empty()) else {
         return "everything would be lost: no repository is configured".to_owned();
     };
+    if archive.no_base {
+        return "everything would be lost: there is no base backup to restore from".to_owned();
+    }
     let base = format!(" (archive: {})", archive.repository);
     match records_between(s.archived_lsn, s.commit_lsn) {
         0 => format!("nothing acknowledged would be lost{base}"),
@@ -198,6 +201,11 @@ fn attention(answers: &[Answer], lead: Option<&StatusResponse>) -> Vec<String> {
             .filter(|p| !p.connected)
             .map(|p| format!("node {} is not connected to the primary", p.node_id)),
     );
+    if lead.archive.as_ref().is_some_and(|a| a.no_base) {
+        let what =
+            "archive: there is no base backup, so nothing can be restored; take one with `mainstay backup create`";
+        out.push(what.to_owned());
+    }
     if let Some(a) = lead.archive.as_ref().filter(|a| !a.last_error.is_empty()) {
         out.push(format!("archive: {}", a.last_error));
     }
@@ -312,6 +320,10 @@ mod tests {
             r.sentences[1],
             "If the primary died now, no acknowledged write would be lost; if all nodes died now, the last 850 ms would be lost, 20 records (archive: file:///r)."
         );
+        let no_base = ArchiveStatus { repository: "file:///r".into(), no_base: true, ..ArchiveStatus::default() };
+        let alone_without = of(StatusResponse { archive: Some(no_base), ..lead("async", 0) });
+        assert!(alone_without.sentences[1].contains("no base backup to restore from"), "{:?}", alone_without.sentences);
+        assert!(alone_without.attention[0].contains("mainstay backup create"), "{:?}", alone_without.attention);
         assert!(of(lead("async", 2)).sentences[1].contains("the last 10 records would be lost"));
         let alone = of(StatusResponse { archive: None, ..lead("async", 0) });
         assert_eq!(alone.sentences[0], "Survives no node failure now (mode async, 1 of 1 nodes connected).");

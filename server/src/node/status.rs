@@ -70,6 +70,7 @@ pub fn report(service: &Service, archive: &Archive, peers: &BTreeMap<u64, String
         archived_lsn: service.archived().get().0,
         lag_ms: s.oldest_unarchived_ts.map_or(0, |ts| now_us.saturating_sub(ts.0) / 1000),
         last_error: s.last_error.unwrap_or_default(),
+        no_base: leads && archive.has_no_base(),
     });
     out
 }
