@@ -332,6 +332,33 @@ async fn the_last_node_goes_on_when_the_operator_names_the_others_destroyed() {
     assert_eq!(all.get(b"last").await.unwrap().unwrap().value, b"one");
 }
 
+/// A node that was there at the start and away since has an empty history, which proves nothing: a disk
+/// that was replaced meanwhile may have held what the others committed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_empty_history_beside_a_replaced_disk_proves_nothing() {
+    let scratch = Scratch::new();
+    let mut cluster = Cluster::new(&scratch, 3, "quorum", &[]);
+    cluster.start();
+    let all = client(&cluster);
+    let (one, three) = (cluster.node(1).client.clone(), cluster.node(3).client.clone());
+    let start = all.status(&one).await.unwrap().applied_lsn;
+    let _ = until("node 3 to be seeded", || durable(&all, &three), |d| *d >= start).await;
+    cluster.node(3).kill();
+    all.put(b"k", b"committed by the others").await.unwrap();
+    for id in [1, 2] {
+        cluster.node(id).kill();
+    }
+    std::fs::remove_dir_all(&cluster.node(2).data).unwrap();
+    cluster.node(2).start();
+    cluster.node(3).start();
+    let _ = until("node 3 to open its data", || durable(&all, &three), |d| *d >= start).await;
+    let refused = all.promote(&three, false, &[]).await.unwrap_err();
+    assert!(refused.to_string().contains("does not prove"), "{refused}");
+    // With the node that knows it is all there again.
+    cluster.node(1).start();
+    assert_eq!(all.get(b"k").await.unwrap().unwrap().value, b"committed by the others");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nodes_start_in_any_order_and_survive_a_stop_of_all() {
     let scratch = Scratch::new();

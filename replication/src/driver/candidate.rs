@@ -51,7 +51,7 @@ async fn next_answer(
 }
 
 /// Whether nothing can have been committed on this log's timeline yet: it was just created, or just
-/// restored, and holds no batch since.
+/// restored, and no reign has begun since. Once one has, others may have committed what is not here.
 fn is_fresh(store: &Store) -> Result<bool> {
     let last = store.log().last().lsn;
     let from = Lsn(last.0.saturating_sub(64)).max(store.log().oldest());
@@ -61,8 +61,7 @@ fn is_fresh(store: &Store) -> Result<bool> {
         for record in chunk.records() {
             match record?.header.kind {
                 Kind::TimelineStart => fresh = true,
-                Kind::Batch => fresh = false,
-                Kind::EpochStart => {}
+                Kind::Batch | Kind::EpochStart => fresh = false,
             }
         }
     }
