@@ -29,10 +29,9 @@ impl Driver {
             }
             tokio::time::sleep(RETRY).await;
         };
-        let marker = self.settings.dir.join(super::SET_ASIDE);
-        if self.env.fs.exists(&marker).unwrap_or(false) {
-            self.env.fs.remove_file(&marker).map_err(|e| Error::io("remove", &marker, e))?;
-        }
+        let this = Arc::clone(self);
+        // Before anything is acknowledged: whatever becomes of the data, this node has held some.
+        blocking(move || this.hold()).await?;
         let store = Arc::new(store);
         let _ = self.store.set(Arc::clone(&store));
         self.set_trouble(None, None);

@@ -38,8 +38,6 @@ use reads::Rounds;
 const HEARTBEAT: Duration = Duration::from_millis(100);
 /// Silence after which a stream is given up.
 const SILENCE: Duration = Duration::from_millis(1500);
-/// Marks a directory whose data was set aside; removed when there is data again.
-pub const SET_ASIDE: &str = "SET_ASIDE";
 /// Pause before the next attempt at anything that failed.
 const RETRY: Duration = Duration::from_millis(200);
 

@@ -1,8 +1,8 @@
 //! The file `PROMISE`: what this node promised as a voter, durable before it is given \[I5\], and what
 //! else must outlive its data: the number of its life, and what it owes.
 //!
-//! Layout: `magic [8] | sealed epoch u64 | primary u64 (0 = none) | incarnation u64 | owed LSN u64 |
-//! begun epoch u64 | count u64 | count × (node u64, epoch u64) | checksum u64 (xxh3-64)`. Owns: that
+//! Layout: `magic [8] | sealed epoch u64 | primary u64 (0 = none) | incarnation u64 | held u64 (0 or 1) |
+//! owed LSN u64 | begun epoch u64 | count u64 | count × (node u64, epoch u64) | checksum u64 (xxh3-64)`. Owns: that
 //! file. Never: anything that the log knows.
 
 use std::path::Path;
@@ -27,6 +27,8 @@ pub(super) struct Life {
     /// A seed's word counts once its log has reached this: what it held before it was seeded may be
     /// what a commit relied on. Zero: nothing is owed.
     pub owes: Lsn,
+    /// This node has had data, or may have had: without any it cannot say that it never held some.
+    pub held: bool,
 }
 
 /// Reads the promise and this node's previous life.
@@ -50,7 +52,8 @@ fn decode(bytes: &[u8]) -> Option<(Promise, Life)> {
         return None;
     }
     let (sealed, primary) = (Epoch(c.u64().ok()?), c.u64().ok()?);
-    let life = Life { incarnation: c.u64().ok()?, owes: Lsn(c.u64().ok()?) };
+    let (incarnation, held) = (c.u64().ok()?, c.u64().ok().filter(|h| *h <= 1)? == 1);
+    let life = Life { incarnation, held, owes: Lsn(c.u64().ok()?) };
     let (begun, count) = (Epoch(c.u64().ok()?), c.u64().ok().filter(|n| *n <= LED_MAX)?);
     let mut led = Vec::new();
     for _ in 0..count {
@@ -68,6 +71,7 @@ fn encode(promise: &Promise, life: Life) -> Vec<u8> {
         promise.sealed.0,
         promise.primary.map_or(0, |p| p.0),
         life.incarnation,
+        u64::from(life.held),
         life.owes.0,
         promise.reigns.begun().0,
         led.len() as u64,
@@ -94,7 +98,7 @@ mod tests {
 
     #[test]
     fn a_promise_reads_back_and_refuses_every_flipped_bit() {
-        let life = Life { incarnation: 5, owes: Lsn(77) };
+        let life = Life { incarnation: 5, owes: Lsn(77), held: true };
         for (primary, led) in [(None, vec![]), (Some(NodeId(3)), vec![(NodeId(1), Epoch(6)), (NodeId(3), Epoch(7))])] {
             let promise = Promise { sealed: Epoch(7), primary, reigns: Reigns::from_parts(Epoch(6), led) };
             let bytes = encode(&promise, life);

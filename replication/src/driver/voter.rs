@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use mainstay_engine::{ClusterId, Epoch, Error, Lsn, Result};
+use mainstay_engine::{ClusterId, Epoch, Lsn, Result};
 
 use super::{Driver, SealReply, SealRequest, blocking, promise_file};
 use crate::core::{Effect, Event, SealAnswer};
@@ -13,11 +13,26 @@ use crate::core::{Effect, Event, SealAnswer};
 impl Driver {
     /// Whether a node without data never held any: a wiped disk, or data set aside, may have held the
     /// one copy that counts, and then the candidate must do without this node's word.
-    pub(super) fn never_held_data(&self) -> Result<bool> {
-        let marker = self.settings.dir.join(super::SET_ASIDE);
-        let set_aside = self.env.fs.exists(&marker).map_err(|e| Error::io("look for", &marker, e))?;
+    pub(super) fn never_held_data(&self) -> bool {
         // A promise on this disk means that the disk was not replaced since the node sealed.
-        Ok(self.promise().sealed > Epoch(0) && !set_aside)
+        self.promise().sealed > Epoch(0) && !self.life().held
+    }
+
+    /// Writes down that this node has data, or may have had. Blocks on the disk the first time.
+    pub(super) fn hold(&self) -> Result<()> {
+        self.change_life(|life| life.held = true)
+    }
+
+    fn change_life(&self, change: impl FnOnce(&mut promise_file::Life)) -> Result<()> {
+        let core = self.core();
+        let mut life = self.life();
+        let mut new = *life;
+        change(&mut new);
+        if new != *life {
+            promise_file::write(&self.env, &self.settings.dir, core.promise(), new)?;
+            *life = new;
+        }
+        Ok(())
     }
 
     /// Whether this node's word about its log counts. Blocks on the disk the first time a seed has
@@ -25,30 +40,18 @@ impl Driver {
     pub(super) fn speaks(&self) -> Result<bool> {
         let Some(store) = self.store() else {
             // Data that is not open yet cannot be spoken for.
-            return Ok(self.found.is_none() && self.never_held_data()?);
+            return Ok(self.found.is_none() && self.never_held_data());
         };
-        let durable = store.durable().get();
-        let core = self.core();
-        let mut life = self.life();
-        if life.owes > durable {
+        if self.life().owes > store.durable().get() {
             return Ok(false);
         }
-        if life.owes > Lsn::ZERO {
-            let paid = promise_file::Life { owes: Lsn::ZERO, ..*life };
-            promise_file::write(&self.env, &self.settings.dir, core.promise(), paid)?;
-            *life = paid;
-        }
+        self.change_life(|life| life.owes = Lsn::ZERO)?;
         Ok(true)
     }
 
     /// Before a seed's data looks like a store: its word counts from `lsn` on.
     pub(super) fn owe(&self, lsn: Lsn) -> Result<()> {
-        let core = self.core();
-        let mut life = self.life();
-        let owing = promise_file::Life { owes: lsn, ..*life };
-        promise_file::write(&self.env, &self.settings.dir, core.promise(), owing)?;
-        *life = owing;
-        Ok(())
+        self.change_life(|life| life.owes = lsn)
     }
 
     /// Answers a candidate. With epoch zero it only says who is here.
@@ -85,9 +88,7 @@ impl Driver {
         let speaks = self.speaks()?;
         if self.store().is_none() && !speaks && !request.fresh {
             // The promise below must not pass for one that was given before data was ever held.
-            let dir = &self.settings.dir;
-            mainstay_engine::fs::write_atomic(&*self.env.fs, dir, super::SET_ASIDE, b"")
-                .map_err(|e| Error::io("write", &dir.join(super::SET_ASIDE), e))?;
+            self.hold()?;
         }
         let gate = self.gate();
         let (last, commit) = self.end_of_log();
@@ -192,6 +193,9 @@ mod tests {
         assert!(driver(dir.path()).answer(seal(1, 1, true)).unwrap().granted);
         let reply = driver(dir.path()).answer(seal(2, 2, false)).unwrap();
         assert!(reply.granted && reply.speaks, "{reply:?}");
+        // Once it had data, its absence says nothing, in this life and later ones.
+        driver(dir.path()).hold().unwrap();
+        assert!(!driver(dir.path()).answer(seal(3, 2, false)).unwrap().speaks);
     }
 
     /// A seed owes what it may have held before, and speaks again when it has caught up.

@@ -70,8 +70,6 @@ fn set_aside(config: &Config) -> anyhow::Result<()> {
     let env = Env::real();
     let aside = config.data.join(format!("replaced-{}", env.clock.wall().0));
     env.fs.create_dir_all(&aside)?;
-    // From here on this node cannot say what it held; voters are told apart by this.
-    mainstay_engine::fs::write_atomic(&*env.fs, &config.data, mainstay_replication::driver::SET_ASIDE, b"")?;
     // The identity goes first: without it the rest is no store, whatever happens next.
     for part in ["IDENTITY", "EVIDENCE", "log", "tables", "manifest"] {
         let from = config.data.join(part);
