@@ -8,6 +8,8 @@ pub const KEY_BYTES_MAX: usize = 64 * 1024 - 1;
 pub const VALUE_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Largest encoded batch in bytes: one maximal put fits, and a record always fits a segment.
 pub const BATCH_BYTES_MAX: usize = 20 * 1024 * 1024;
+/// Largest log segment in bytes: recovery reads a segment as one piece of memory.
+pub const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 /// Most operations in one batch.
 pub const BATCH_OPS_MAX: usize = 100_000;
 /// Largest metadata block of a value envelope in bytes.
@@ -20,7 +22,7 @@ pub const TIMELINE_LSN_JUMP: u64 = 1 << 32;
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Log segment size in bytes. At least `BATCH_BYTES_MAX` + 64 KiB, except in tests whose
-    /// batches are small.
+    /// batches are small. Above `SEGMENT_BYTES_MAX` it acts as that.
     pub segment_bytes: u64,
     /// Log kept in memory for tail readers close to the head, in bytes.
     pub tail_memory_bytes: usize,

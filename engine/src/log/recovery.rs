@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use super::gate::Gate;
-use super::segment::{self, Blank, FRAMES_AT, Found, Header, SEGMENT_BYTES_MAX, Segment};
+use super::segment::{self, Blank, FRAMES_AT, Found, Header, Segment};
 use super::slots::Slots;
 use super::tail::Tail;
 use super::truncate::{self, INTENT, Intent};
@@ -24,7 +24,7 @@ use crate::env::Env;
 use crate::error::{Error, Result};
 use crate::fault::{Bug, planted};
 use crate::fs::{File, OpenMode};
-use crate::limits::Options;
+use crate::limits::{Options, SEGMENT_BYTES_MAX};
 use crate::lsn::{Lsn, Position};
 use crate::record::Record;
 use crate::watermark::Watermark;

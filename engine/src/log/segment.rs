@@ -23,8 +23,6 @@ use crate::lsn::{Chain, CommitTs, Epoch, Lsn, Position};
 
 /// Bytes kept for the header; frames start here.
 pub(super) const FRAMES_AT: u64 = 4096;
-/// Largest segment that is read, in bytes.
-pub(super) const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 /// Zeros are written in pieces of this size, so that no commit waits behind a long write.
 const PIECE: usize = 1 << 20;
 /// Distance of index entries in bytes: a reader starts at most this far before its record.
