@@ -352,8 +352,8 @@ impl<'a> Walk<'a> {
         };
         let x = self.end.lsn.next();
         let rest = usize::try_from(last.end).ok().and_then(|at| self.last_bytes.get(at..)).unwrap_or_default();
-        let mut at = 0;
-        while let Some(found) = rest.get(at..) {
+        for at in not_blank(rest, 0) {
+            let found = rest.get(at..).unwrap_or_default();
             if found.len() < frame::HEADER_BYTES {
                 break;
             }
@@ -365,7 +365,6 @@ impl<'a> Walk<'a> {
                     format!("no valid record here, but the frame at offset {offset} says LSN {durable} was durable");
                 return Err(Error::corruption(&last.path, last.end, Some(x), what));
             }
-            at += 8;
         }
         self.check_known(known_durable.max(self.evidence), &last.path, last.end)
     }
@@ -414,7 +413,7 @@ impl<'a> Walk<'a> {
         let io = |action, e| Error::io(action, &last.path, e);
         let start = usize::try_from(last.end).unwrap_or(usize::MAX);
         let rest = self.last_bytes.get(start..).unwrap_or_default();
-        let dirty = rest.iter().rposition(|b| *b != 0).map_or(0, |i| i + 1);
+        let dirty = written(rest);
         last.file.write_all_at(&last.header.encode(), 0).map_err(|e| io("write", e))?;
         if let Some((_, from)) = self.unproven.front()
             && let Some(bytes) = usize::try_from(*from).ok().and_then(|from| self.last_bytes.get(from..start))
@@ -483,9 +482,31 @@ fn read_segment(file: &dyn File, path: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Most of a segment is zeros, which are passed over in pieces of this size.
+static BLANK: [u8; 4096] = [0; 4096];
+
+fn is_blank(piece: &[u8]) -> bool {
+    BLANK.get(..piece.len()) == Some(piece)
+}
+
+/// Every multiple of 8 from `from` on where a frame may begin: neither a record's length nor a salt is
+/// zero, and both are in the first eight bytes, so none begins in a piece of zeros.
+fn not_blank(bytes: &[u8], from: usize) -> impl Iterator<Item = usize> {
+    let pieces = bytes.get(from..).unwrap_or_default().chunks(BLANK.len()).enumerate();
+    pieces
+        .filter(|(_, piece)| !is_blank(piece))
+        .flat_map(move |(i, piece)| (0..piece.len()).step_by(8).map(move |at| from + i * BLANK.len() + at))
+}
+
+/// Bytes up to the last one that is not zero.
+fn written(bytes: &[u8]) -> usize {
+    let last = bytes.chunks(BLANK.len()).enumerate().rfind(|(_, piece)| !is_blank(piece));
+    last.map_or(0, |(i, piece)| i * BLANK.len() + piece.iter().rposition(|b| *b != 0).map_or(0, |at| at + 1))
+}
+
 /// A record above `above` in a segment without a header.
 fn find_record(bytes: &[u8], above: Lsn) -> Option<(usize, Lsn)> {
-    (FRAMES_AT as usize..bytes.len()).step_by(8).find_map(|at| {
+    not_blank(bytes, FRAMES_AT as usize).find_map(|at| {
         let f = frame::decode(bytes.get(at..)?, None).ok()?;
         let lsn = Record::decode(f.record).ok()?.header.lsn;
         (lsn > above).then_some((at, lsn))
