@@ -80,6 +80,17 @@ impl Driver {
             let text = format!("peer protocol {} is not spoken here (this is {PROTOCOL})", hello.protocol);
             return Err(refuse(Reason::Protocol, text));
         }
+        // Before anything else it says is believed: another cluster's epochs mean nothing here.
+        if let Some(own) = self.store().map(|s| s.identity().cluster)
+            && hello.cluster != own
+        {
+            let text = format!(
+                "node {} belongs to cluster {own}, the data of node {} to cluster {}; keep that directory, and start \
+                 the node with another data directory (with an empty one it will be seeded)",
+                self.settings.me, hello.node, hello.cluster
+            );
+            return Err(refuse(Reason::OtherCluster, text));
+        }
         if hello.sealed > self.promise().sealed {
             // A newer epoch exists: whatever this node was, it is not the primary.
             let (this, epoch) = (Arc::clone(self), hello.sealed);
@@ -90,10 +101,6 @@ impl Driver {
             return Err(refuse(Reason::NotPrimary, format!("node {} is not the primary", self.settings.me)));
         };
         let own = store.identity();
-        if hello.cluster != own.cluster {
-            let text = format!("this node belongs to cluster {}, you belong to {}", own.cluster, hello.cluster);
-            return Err(refuse(Reason::OtherCluster, text));
-        }
         let (facts, last, commit) = (Arc::clone(&store), hello.last, hello.commit);
         let decided = blocking(move || {
             let epochs = facts.epochs()?;
