@@ -155,6 +155,9 @@ fn site_loss(s: &StatusResponse) -> String {
         return "everything would be lost: no repository is configured".to_owned();
     };
     let base = format!(" (archive: {})", archive.repository);
+    if s.archived_lsn == 0 && s.commit_lsn > 0 {
+        return format!("everything may be lost: nothing is known to be in the archive yet{base}");
+    }
     match s.commit_lsn.saturating_sub(s.archived_lsn) {
         0 => format!("nothing acknowledged would be lost{base}"),
         n => format!("the last {} would be lost, {n} records{base}", output::millis(archive.lag_ms)),
@@ -306,6 +309,11 @@ mod tests {
         assert_eq!(
             r.sentences[1],
             "If the primary died now, no acknowledged write would be lost; if all nodes died now, the last 850 ms would be lost, 20 records (archive: file:///r)."
+        );
+        let new = of(StatusResponse { archived_lsn: 0, ..lead("async", 0) });
+        assert_eq!(
+            new.sentences[1],
+            "If this node died now, everything may be lost: nothing is known to be in the archive yet (archive: file:///r)."
         );
         assert!(of(lead("async", 2)).sentences[1].contains("the last 10 records would be lost"));
         let alone = of(StatusResponse { archive: None, ..lead("async", 0) });
