@@ -25,9 +25,13 @@ struct Plan {
 
 /// The release binary, built by `cargo` on demand so that the one command suffices.
 fn binary() -> anyhow::Result<PathBuf> {
-    let status = std::process::Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()))
-        .args(["build", "--release", "-p", "mainstay", "--bin", "mainstay"])
-        .status()?;
+    let mut build = std::process::Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()));
+    build.args(["build", "--release", "-p", "mainstay", "--bin", "mainstay"]);
+    // What cargo told this process about its own package would make build scripts run anew.
+    for (name, _) in std::env::vars().filter(|(n, _)| n.starts_with("CARGO_PKG_") || n.starts_with("CARGO_MANIFEST_")) {
+        build.env_remove(name);
+    }
+    let status = build.env_remove("LD_LIBRARY_PATH").status()?;
     anyhow::ensure!(status.success(), "the server does not build");
     let exe = std::env::current_exe()?;
     let dir = exe.ancestors().nth(2).context("no target directory")?;

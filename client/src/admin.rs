@@ -54,14 +54,18 @@ impl Client {
         futures::future::join_all(asked).await
     }
 
-    /// Makes a node the primary of a new epoch.
+    /// Makes a node the primary of a new epoch. With `accept_loss` also when committed records may be
+    /// missing; `destroyed` names nodes that will never come back with what they had.
     ///
     /// # Errors
     /// `NOT_PROMOTED` with the reason.
-    pub async fn promote(&self, endpoint: &str, accept_loss: bool) -> Result<PromoteResponse> {
-        let request = PromoteRequest { accept_loss };
+    pub async fn promote(&self, endpoint: &str, accept_loss: bool, destroyed: &[u64]) -> Result<PromoteResponse> {
+        let request = PromoteRequest { accept_loss, destroyed: destroyed.to_vec() };
         let answer = self
-            .at(endpoint, true, self.timeout(), |a| async move { a.admin().promote(a.request(request)).await })
+            .at(endpoint, true, self.timeout(), |a| {
+                let request = request.clone();
+                async move { a.admin().promote(a.request(request)).await }
+            })
             .await?;
         Ok(answer.into_inner())
     }

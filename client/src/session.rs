@@ -193,12 +193,14 @@ impl Client {
         }
     }
 
-    /// Asks all nodes who leads; the answer of the highest epoch wins.
-    async fn ask_who_leads(&self) {
+    /// Asks all nodes who leads; the answer of the highest epoch wins. Returns what is wrong when no
+    /// node that answers leads.
+    async fn ask_who_leads(&self) -> Option<Error> {
         let mut known: Vec<String> = self.inner.seeds.clone();
         known.extend(self.route().channels.keys().cloned());
         known.sort_unstable();
         known.dedup();
+        let all = known.len();
         let asked = known.into_iter().map(|endpoint| async move {
             let channel = self.channel_to(&endpoint).ok()?;
             let mut admin = AdminClient::new(channel);
@@ -206,12 +208,16 @@ impl Client {
             let answer = tokio::time::timeout(ASK_TIMEOUT, call).await.ok()?.ok()?.into_inner();
             let leads = answer.role == "primary";
             let addr = if leads { endpoint } else { answer.primary_addr };
-            (!addr.is_empty()).then_some((answer.epoch, leads, addr))
+            Some((answer.epoch, leads, addr))
         });
-        let best = futures::future::join_all(asked).await.into_iter().flatten().max();
-        if let Some((epoch, _, addr)) = best {
-            self.follow_hint(&addr, epoch);
+        let answers: Vec<_> = futures::future::join_all(asked).await.into_iter().flatten().collect();
+        if let Some((epoch, _, addr)) = answers.iter().filter(|(_, _, addr)| !addr.is_empty()).max() {
+            self.follow_hint(addr, *epoch);
         }
+        let up = answers.len();
+        let none = up > 0 && !answers.iter().any(|(_, leads, _)| *leads);
+        let text = || format!("no primary: {up} of {all} nodes answer, and none of them leads");
+        none.then(|| Error::new(ErrorClass::NotExecuted, "NOT_PRIMARY", text()))
     }
 
     /// Runs a call at the primary, following hints and repeating what was not executed.
@@ -254,7 +260,11 @@ impl Client {
             }
             last = Some(error);
             tokio::time::sleep(self.inner.budget.pause(n)).await;
-            self.ask_who_leads().await;
+            let leaderless = self.ask_who_leads().await;
+            if last.as_ref().is_some_and(|e| e.code() == "UNREACHABLE") {
+                // That one node is away says less than that nobody leads.
+                last = leaderless.or(last);
+            }
         }
         Err(Error::timeout(writes, last.as_ref()))
     }

@@ -15,8 +15,6 @@ pub enum Bug {
     SkipDirectorySync,
     /// Show readers records above the commit LSN.
     VisibleAboveCommit,
-    /// Flush records above the commit LSN into the tree.
-    FlushAboveCommit,
     /// Archive records above the commit LSN.
     ArchiveAboveCommit,
     /// Accept records of an older epoch.

@@ -8,15 +8,24 @@ pub const KEY_BYTES_MAX: usize = 64 * 1024 - 1;
 pub const VALUE_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Largest encoded batch in bytes: one maximal put fits, and a record always fits a segment.
 pub const BATCH_BYTES_MAX: usize = 20 * 1024 * 1024;
-/// Largest log segment in bytes: recovery reads a segment as one piece of memory.
-pub const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 /// Most operations in one batch.
 pub const BATCH_OPS_MAX: usize = 100_000;
 /// Largest metadata block of a value envelope in bytes.
 pub const METADATA_BYTES_MAX: usize = 4 * 1024;
+/// Largest log segment in bytes: recovery reads one whole into memory.
+pub const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 /// How far LSNs jump when a restore or a forced failover starts a new timeline, so that a reader
 /// of the old history can never mistake the new one for it \[I11\].
 pub const TIMELINE_LSN_JUMP: u64 = 1 << 32;
+
+/// Number of records after LSN `older` up to LSN `newer`, where timelines may have begun between them.
+/// Exact as long as fewer than [`TIMELINE_LSN_JUMP`] records are counted.
+#[must_use]
+pub const fn records_between(older: u64, newer: u64) -> u64 {
+    let apart = newer.saturating_sub(older);
+    // Each jump holds one record, the new timeline's first.
+    apart - apart / TIMELINE_LSN_JUMP * (TIMELINE_LSN_JUMP - 1)
+}
 
 /// Sizes that a deployment or a test may choose. Defaults suit a small server.
 #[derive(Clone, Debug)]
@@ -79,5 +88,21 @@ impl Options {
             cache_bytes: 64 << 10,
             history_window_us: 1_000,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_jump_counts_as_the_one_record_that_it_holds() {
+        assert_eq!(records_between(7, 5), 0);
+        assert_eq!(records_between(5, 9), 4);
+        let start = 100 + TIMELINE_LSN_JUMP;
+        assert_eq!(records_between(100, start), 1);
+        // Three behind the fork, the first record of the timeline, and two more.
+        assert_eq!(records_between(97, start + 2), 6);
+        assert_eq!(records_between(97, start + 2 + TIMELINE_LSN_JUMP), 7);
     }
 }

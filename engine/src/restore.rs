@@ -31,8 +31,15 @@ impl Builder {
     /// history that is replayed from its first record.
     ///
     /// # Errors
-    /// Damage in the manifest or a table missing; the operating system's.
+    /// `Directory` when there is a store; damage in the manifest or a table missing; the operating
+    /// system's.
     pub fn create(env: Env, dir: &Path, options: &Options, manifest: Option<&[u8]>) -> Result<Self> {
+        crate::fs::create_dir_synced(&*env.fs, dir).map_err(|e| Error::io("create", dir, e))?;
+        if Identity::read(&env, dir)?.is_some() {
+            let what = "there is a store here already; choose another directory".into();
+            return Err(Error::Directory { path: dir.to_owned(), what });
+        }
+        crate::store::forget_evidence(&env, dir)?;
         match manifest {
             Some(bytes) => crate::tree::install_manifest(&env, dir, bytes)?,
             None => drop(Tree::create(env.clone(), dir, options, Position::default())?),

@@ -4,7 +4,7 @@
 //! Source: `(epoch, lsn)` with the end offset of each epoch, as Kafka's KIP-320; the chain hash
 //! makes a silent fork at equal numbers impossible (Kvrocks#462).
 
-use mainstay_engine::{Epoch, Lsn, Position};
+use mainstay_engine::{Epoch, Lsn, Position, Result};
 
 /// What a node knows of its own log.
 pub trait LogFacts {
@@ -13,7 +13,10 @@ pub trait LogFacts {
     /// The oldest LSN that can still be read.
     fn oldest(&self) -> Lsn;
     /// The position at `lsn`, if the log has that record.
-    fn position_at(&self, lsn: Lsn) -> Option<Position>;
+    ///
+    /// # Errors
+    /// A record that cannot be read is not one that is absent: nothing follows from it.
+    fn position_at(&self, lsn: Lsn) -> Result<Option<Position>>;
     /// First LSN of each epoch, ascending, as far back as known.
     fn epochs(&self) -> Vec<(Epoch, Lsn)>;
 }
@@ -39,28 +42,30 @@ pub enum Join {
 }
 
 /// Decides how a replica whose log ends at `last`, and which knows `commit` to be committed, joins.
-#[must_use]
-pub fn join(log: &dyn LogFacts, last: Position, commit: Lsn) -> Join {
+///
+/// # Errors
+/// Those of reading the log.
+pub fn join(log: &dyn LogFacts, last: Position, commit: Lsn) -> Result<Join> {
     if last.lsn == Lsn::ZERO {
-        return if log.oldest() <= Lsn(1) { Join::Stream { from: Lsn(1) } } else { Join::Checkpoint };
+        return Ok(if log.oldest() <= Lsn(1) { Join::Stream { from: Lsn(1) } } else { Join::Checkpoint });
     }
-    if let Some(here) = log.position_at(last.lsn) {
+    if let Some(here) = log.position_at(last.lsn)? {
         if (here.epoch, here.chain) == (last.epoch, last.chain) {
-            return Join::Stream { from: last.lsn.next() };
+            return Ok(Join::Stream { from: last.lsn.next() });
         }
         if here.epoch == last.epoch {
-            return Join::Diverged;
+            return Ok(Join::Diverged);
         }
     }
     if last.lsn < log.oldest() && last.lsn.next() != log.oldest() {
         // Older than anything kept here. It is an ordinary laggard if its epoch began here too.
-        return Join::Checkpoint;
+        return Ok(Join::Checkpoint);
     }
     let epochs = log.epochs();
     // The end of the replica's last epoch in this log: just below the first later epoch.
     let end = epochs.iter().find(|(e, _)| *e > last.epoch).map_or(log.last().lsn, |(_, start)| start.prev());
     let to = end.min(last.lsn.prev());
-    if to < commit { Join::Diverged } else { Join::Truncate { to } }
+    Ok(if to < commit { Join::Diverged } else { Join::Truncate { to } })
 }
 
 #[cfg(test)]
@@ -85,9 +90,9 @@ mod tests {
         fn oldest(&self) -> Lsn {
             Lsn(self.oldest)
         }
-        fn position_at(&self, lsn: Lsn) -> Option<Position> {
-            let run = self.runs.iter().find(|r| (r.1..=r.2).contains(&lsn.0))?;
-            (lsn.0 >= self.oldest).then(|| pos(run.0, lsn.0))
+        fn position_at(&self, lsn: Lsn) -> Result<Option<Position>> {
+            let run = self.runs.iter().find(|r| (r.1..=r.2).contains(&lsn.0));
+            Ok(run.filter(|_| lsn.0 >= self.oldest).map(|run| pos(run.0, lsn.0)))
         }
         fn epochs(&self) -> Vec<(Epoch, Lsn)> {
             self.runs.iter().map(|r| (Epoch(r.0), Lsn(r.1))).collect()
@@ -112,7 +117,7 @@ mod tests {
             (pos(1, 14), 12, Join::Diverged),
         ];
         for (last, commit, expected) in cases {
-            assert_eq!(join(&log, last, Lsn(commit)), expected, "{last:?} {commit}");
+            assert_eq!(join(&log, last, Lsn(commit)).unwrap(), expected, "{last:?} {commit}");
         }
     }
 
@@ -120,14 +125,14 @@ mod tests {
     fn equal_numbers_with_another_chain_diverge() {
         let log = Fake { runs: vec![(1, 1, 10)], oldest: 1 };
         let other = Position { chain: Chain([9; 16]), ..pos(1, 7) };
-        assert_eq!(join(&log, other, Lsn(0)), Join::Diverged);
+        assert_eq!(join(&log, other, Lsn(0)).unwrap(), Join::Diverged);
     }
 
     #[test]
     fn a_log_that_no_longer_reaches_back_asks_for_a_checkpoint() {
         let log = Fake { runs: vec![(1, 1, 100)], oldest: 50 };
-        assert_eq!(join(&log, pos(1, 20), Lsn(20)), Join::Checkpoint);
-        assert_eq!(join(&log, pos(0, 0), Lsn(0)), Join::Checkpoint);
-        assert_eq!(join(&log, pos(1, 60), Lsn(60)), Join::Stream { from: Lsn(61) });
+        assert_eq!(join(&log, pos(1, 20), Lsn(20)).unwrap(), Join::Checkpoint);
+        assert_eq!(join(&log, pos(0, 0), Lsn(0)).unwrap(), Join::Checkpoint);
+        assert_eq!(join(&log, pos(1, 60), Lsn(60)).unwrap(), Join::Stream { from: Lsn(61) });
     }
 }

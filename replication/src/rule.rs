@@ -212,8 +212,9 @@ impl Rule {
     pub fn committed(&self, holders: NodeSet) -> bool {
         let primary = self.set([self.primary]);
         match self.mode {
+            // A majority in any case: an in-sync set below one could be forgotten by the next promotion.
             Mode::Sync => {
-                !self.in_sync.is_empty() && holders.contains_all(self.in_sync) && holders.len() >= self.min_in_sync
+                holders.contains_all(self.in_sync) && holders.len() >= self.min_in_sync && self.is_majority(holders)
             }
             Mode::Quorum => holders.len() > self.voters.len() / 2,
             Mode::SemiSync { k } => holders.contains_all(primary) && holders.len() > usize::from(k),
@@ -243,8 +244,22 @@ impl Rule {
         nodes.len() > self.voters.len() / 2
     }
 
-    /// How many more voters, whichever they are, may fail without stopping commits or losing
-    /// committed records, given those that are up now.
+    /// Whether nodes that have not sealed for a newer epoch rule out another primary: each promotion
+    /// seals a majority, and leaves outside it nobody who could commit \[I6\]. A read lease is a commit
+    /// of nothing, so the same predicate serves.
+    #[must_use]
+    pub fn confirms_reads(&self, nodes: NodeSet) -> bool {
+        self.is_majority(nodes) || self.committed(nodes)
+    }
+
+    /// Whether fewer copies are waited for than there are voters, by decision of a promotion.
+    #[must_use]
+    pub fn is_degraded(&self) -> bool {
+        self.mode == Mode::Sync && self.in_sync.len() < self.voters.len()
+    }
+
+    /// How many more voters, whichever they are, may fail without losing committed records and so
+    /// that commits go on (after a promotion, where one is needed), given those that are up now.
     #[must_use]
     pub fn tolerated_failures(&self, up: NodeSet) -> usize {
         let nodes: Vec<u16> = (0..self.voters.len() as u16).map(|i| 1 << i).filter(|b| up.0 & b != 0).collect();
@@ -265,7 +280,7 @@ impl Rule {
     fn survives(&self, left: NodeSet) -> bool {
         let primary_left = left.contains_all(self.set([self.primary]));
         let can_commit = match self.mode {
-            Mode::Sync => left.len() >= self.min_in_sync.max(1),
+            Mode::Sync => left.len() >= self.min_in_sync && self.is_majority(left),
             Mode::Quorum => left.len() > self.voters.len() / 2,
             Mode::SemiSync { k } => left.len() > usize::from(k),
             Mode::Async => !left.is_empty(),
@@ -332,6 +347,27 @@ mod tests {
                 // By monotonicity the largest set that avoids x decides.
                 let avoids = NodeSet((sets - 1) & !x);
                 assert_eq!(rule.may_promote(NodeSet(x)), !rule.committed(avoids), "{rule:?} sealed {x:b}");
+            }
+        });
+    }
+
+    /// Whoever confirms reads is met by every promotion without loss, so it knows of it.
+    #[test]
+    fn nodes_that_confirm_reads_meet_every_promotion() {
+        for_all_rules(6, |rule, sets| {
+            let me = rule.set([rule.primary]).0;
+            let promotes = |x: &u16| {
+                let x = NodeSet(*x);
+                let proven = match rule.mode {
+                    Mode::Async => rule.may_promote(x),
+                    Mode::Sync | Mode::Quorum | Mode::SemiSync { .. } => rule.may_promote_whoever_led(x),
+                };
+                rule.is_majority(x) && proven
+            };
+            for x in (1..sets).filter(promotes) {
+                for answered in (0..sets).filter(|s| s & me != 0 && rule.confirms_reads(NodeSet(*s))) {
+                    assert_ne!(x & answered, 0, "{rule:?}: sealed {x:b}, answered {answered:b}");
+                }
             }
         });
     }

@@ -52,7 +52,9 @@ pub fn next_step(code: &str) -> Option<&'static str> {
         "NO_REPOSITORY" => "start the servers with --repository URL",
         "ARCHIVE" => "`mainstay status` shows the archive's last error",
         "CORRUPTION" => "promote another node and rebuild this one; see `mainstay backup list`",
-        "NOT_PROMOTED" => "bring back enough nodes, or accept the loss with `mainstay cluster promote --accept-loss`",
+        "NOT_PROMOTED" => {
+            "bring back the nodes that are named; `mainstay cluster promote --help` says what accepting a loss means"
+        }
         _ => return None,
     })
 }

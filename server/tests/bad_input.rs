@@ -149,7 +149,7 @@ fn a_directory_in_use_is_said_before_the_port_is_and_not_even_its_promise_change
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn data_of_another_cluster_is_kept_out_and_kept_and_deposes_nobody() {
+async fn data_of_another_cluster_is_refused_and_where_it_gets_in_it_deposes_nobody() {
     let scratch = Scratch::new();
     let other = Scratch::new();
     let mut stranger = Node::new(&other, 1, &SMALL);
@@ -162,21 +162,43 @@ async fn data_of_another_cluster_is_kept_out_and_kept_and_deposes_nobody() {
     let mut cluster = Cluster::new(&scratch, 3, "quorum", &SMALL);
     cluster.start();
     let endpoints = cluster.endpoint_list();
+    let theirs = cluster_id(&stranger.data);
+    for id in [3, 1] {
+        cluster.node(id).kill();
+        let own = std::mem::replace(&mut cluster.node(id).data, stranger.data.clone());
+        let before = contents(&stranger.data);
+        let says = ["holds data of cluster", &theirs, "belongs to cluster", stranger.data.to_str().unwrap(), "--data"];
+        refused(cluster.node(id), "a stranger", &says);
+        assert_unchanged(&before, &stranger.data, "a refusal");
+        cluster.node(id).data = own;
+        cluster.node(id).start();
+    }
+    let lead = async || json(&["status", "--endpoints", &endpoints], &[0, 3]);
+    let is_led = |s: &Value| s["nodes"][0]["role"] == "primary" && s["nodes"][2]["role"] == "replica";
+    let epoch = until("a primary", lead, is_led).await["nodes"][0]["epoch"].clone();
+
+    // While nobody answers, it cannot know; when they do, they know it.
     cluster.node(3).stop();
     cluster.node(3).data.clone_from(&stranger.data);
-    let identity = fs::read(stranger.data.join("IDENTITY")).unwrap();
+    let third = cluster.node(3).client.clone();
+    for id in [1, 2] {
+        cluster.node(id).signal("-STOP");
+    }
     cluster.node(3).start();
-    let node3 = |s: &Value| s["nodes"].as_array().unwrap().iter().find(|n| n["id"] == 3).cloned();
-    let ask = async || json(&["status", "--endpoints", &endpoints], &[3]);
-    let told = until("node 3 to be kept out", ask, |s| node3(s).is_some_and(|n| n["role"] == "quarantined")).await;
-    let trouble = node3(&told).unwrap()["trouble"].as_str().unwrap().to_owned();
-    for part in [told["cluster"].as_str().unwrap(), &cluster_id(&stranger.data), "another data directory"] {
+    let alone = async || json(&["status", "--endpoints", &third], &[0, 3]);
+    until("node 3 to open its data", alone, |s| s["nodes"][0]["durable_lsn"].as_u64() > Some(0)).await;
+    for id in [1, 2] {
+        cluster.node(id).signal("-CONT");
+    }
+    let told = until("node 3 to be kept out", lead, |s| s["nodes"][2]["role"] == "quarantined").await;
+    let trouble = told["nodes"][2]["trouble"].as_str().unwrap();
+    for part in [told["cluster"].as_str().unwrap(), &theirs, "another data directory"] {
         assert!(trouble.contains(part), "{trouble}");
     }
-    assert_eq!((told["nodes"][0]["role"].as_str(), told["nodes"][0]["epoch"].as_u64()), (Some("primary"), Some(1)));
     succeed(&["put", "ours", "1", "--endpoints", &endpoints]);
+    let now = json(&["status", "--endpoints", &endpoints], &[3]);
+    assert_eq!((&now["nodes"][0]["role"], &now["nodes"][0]["epoch"]), (&Value::from("primary"), &epoch), "{now}");
     cluster.node(3).stop();
-    assert_eq!(fs::read(stranger.data.join("IDENTITY")).unwrap(), identity);
     // Alone it still is what it was.
     stranger.start();
     assert_eq!(get(&stranger, "theirs"), "precious");
@@ -378,7 +400,7 @@ fn damage_below_the_durable_lsn_is_refused_with_file_and_offset_and_above_it_is_
     overwrite(&path, end, &[0xab; 100]);
     node.start();
     let log = node.log();
-    let report = log.lines().find(|l| l.contains("cut an unfinished write"));
+    let report = log.lines().find(|l| l.contains("cut unfinished writes"));
     let report = report.unwrap_or_else(|| panic!("the cut is not reported:\n{log}"));
     for part in [format!("file={}", path.display()), format!("offset={end}"), "bytes=100".to_owned()] {
         assert!(report.contains(&part), "{report}");

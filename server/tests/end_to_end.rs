@@ -14,13 +14,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use mainstay_client::{Client, Write};
-use support::{Cluster, Node, Scratch, assert_same, read_jsonl, sample, succeed, write_jsonl};
+use support::{Cluster, Node, Scratch, assert_same, read_jsonl, s3_repository, sample, succeed, write_jsonl};
 
 /// Imports `input`, backs up, overwrites and deletes a tenth, restores to before, compares.
-async fn round_trip(input: &Path, records: &BTreeMap<String, String>) {
-    let scratch = Scratch::new();
-    let bucket = scratch.bucket();
-    let mut cluster = Cluster::new(&scratch, 3, "quorum", &["--repository", &bucket]);
+async fn round_trip(scratch: &Scratch, bucket: &str, input: &Path, records: &BTreeMap<String, String>) {
+    let mut cluster = Cluster::new(scratch, 3, "quorum", &["--repository", bucket]);
     cluster.start();
     let endpoints = cluster.endpoint_list();
 
@@ -49,7 +47,7 @@ async fn round_trip(input: &Path, records: &BTreeMap<String, String>) {
     let out = succeed(&[
         "restore",
         "--repository",
-        &bucket,
+        bucket,
         "--data",
         restored.to_str().unwrap(),
         "--to-lsn",
@@ -60,7 +58,7 @@ async fn round_trip(input: &Path, records: &BTreeMap<String, String>) {
     let report: serde_json::Value = serde_json::from_str(&out).unwrap();
     assert_eq!(report["lsn"].as_u64(), Some(before.lsn), "{report}");
 
-    let mut node = Node::new(&scratch, 9, &[]);
+    let mut node = Node::new(scratch, 9, &[]);
     node.data = restored;
     node.start();
     let mut found = read_jsonl(&succeed(&["export", "--endpoints", &node.client]));
@@ -93,7 +91,17 @@ async fn a_sample_comes_back_whole_after_losing_everything() {
     let scratch = Scratch::new();
     let (path, records) = (scratch.join("sample.jsonl"), sample(3000));
     write_jsonl(&path, &records);
-    round_trip(&path, &records).await;
+    round_trip(&scratch, &scratch.bucket(), &path, &records).await;
+}
+
+/// The same through a real S3 API, by the binary alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sample_comes_back_whole_from_s3_after_losing_everything() {
+    let Some(bucket) = s3_repository("end-to-end") else { return };
+    let scratch = Scratch::new();
+    let (path, records) = (scratch.join("sample.jsonl"), sample(1500));
+    write_jsonl(&path, &records);
+    round_trip(&scratch, &bucket, &path, &records).await;
 }
 
 /// The full index: 63,440 records. `MAINSTAY_DEBIAN_DATA` names the file; continuous integration
@@ -111,5 +119,6 @@ async fn the_package_index_comes_back_whole_after_losing_everything() {
     let text = zstd::decode_all(std::fs::File::open(&path).unwrap()).unwrap();
     let records = read_jsonl(std::str::from_utf8(&text).unwrap());
     assert!(records.len() > 60_000, "{} records", records.len());
-    round_trip(&path, &records).await;
+    let scratch = Scratch::new();
+    round_trip(&scratch, &scratch.bucket(), &path, &records).await;
 }

@@ -123,7 +123,7 @@ fn status(endpoints: &str) -> Value {
 async fn until_attention(endpoints: &str, says: &[&str]) -> Value {
     let told = |s: &Value| {
         let text = s["attention"].to_string();
-        says.iter().all(|part| text.contains(part)) && text.contains("archive") != says.is_empty()
+        says.iter().all(|part| text.contains(part)) && text.contains("archive: cannot") != says.is_empty()
     };
     until(&format!("status to say {says:?}"), async || status(endpoints), told).await
 }

@@ -8,6 +8,10 @@
     reason = "a test fails by panicking and reads the source tree itself"
 )]
 
+mod documents;
+mod functions;
+mod words;
+
 use std::path::{Path, PathBuf};
 
 fn root() -> PathBuf {

@@ -134,6 +134,32 @@ pub trait Fs: Send + Sync + Debug {
     fn free_bytes(&self, path: &Path) -> io::Result<u64>;
 }
 
+/// Creates a directory and its parents, and makes their names durable: what is synced inside is no
+/// safer than they are. An existing one may be of an attempt that ended before this was done.
+///
+/// # Errors
+/// The operating system's.
+pub fn create_dir_synced(fs: &dyn Fs, path: &Path) -> io::Result<()> {
+    let mut parents = Vec::new();
+    for parent in path.ancestors().skip(1) {
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        parents.push(parent);
+        if fs.exists(parent)? {
+            break;
+        }
+    }
+    let there = fs.exists(path)?;
+    fs.create_dir_all(path)?;
+    for parent in parents {
+        match fs.sync_dir(parent) {
+            // Somebody else made the directory, where this process may not look.
+            Err(e) if there && e.kind() == io::ErrorKind::PermissionDenied => {}
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
 /// Fills `buf` from `offset`.
 ///
 /// # Errors

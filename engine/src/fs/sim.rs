@@ -4,7 +4,7 @@
 //! Owns: the `Fs` and `File` of a simulation and the handles by which a test hurts them. Files in
 //! this folder: `content` (bytes and their crash), `names` (directories and theirs), `faults`
 //! (which call fails), `disk` (all under one lock), `dice` (chance).
-//! Never: real files, real time, threads.
+//! Never: real files, real time, threads of its own.
 //!
 //! The crash model, for [`SimFs::crash`]:
 //! - `sync_data` covers data and length of that file, not its name; `sync_dir` covers the names in
@@ -20,7 +20,7 @@
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::{File, Fs, LockGuard, OpenMode};
 
@@ -39,12 +39,40 @@ use faults::bad_handle;
 use names::Ino;
 
 #[derive(Clone)]
-struct Shared(Arc<Mutex<Disk>>);
+struct Shared(Arc<Machine>);
+
+struct Machine {
+    disk: Mutex<Disk>,
+    /// How many [`Stall`]s live.
+    stalls: Mutex<u32>,
+    resumed: Condvar,
+}
 
 impl Shared {
     fn disk(&self) -> MutexGuard<'_, Disk> {
         // A test that panicked in a call says so itself; the disk's state is whole between calls.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.disk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn stalls(&self) -> MutexGuard<'_, u32> {
+        self.0.stalls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns when no stall lives. The disk is free meanwhile.
+    fn wait_for_stalls(&self) {
+        let stalls = self.stalls();
+        drop(self.0.resumed.wait_while(stalls, |n| *n > 0).unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// While it lives every sync that begins waits, as on a disk that hangs; all other calls go on.
+#[derive(Debug)]
+pub struct Stall(Shared);
+
+impl Drop for Stall {
+    fn drop(&mut self) {
+        *self.0.stalls() -= 1;
+        self.0.0.resumed.notify_all();
     }
 }
 
@@ -62,7 +90,8 @@ impl SimFs {
     /// An empty disk whose chance comes from `seed`.
     #[must_use]
     pub fn new(seed: u64) -> Arc<Self> {
-        Arc::new(Self(Shared(Arc::new(Mutex::new(Disk::new(seed))))))
+        let (disk, stalls, resumed) = (Mutex::new(Disk::new(seed)), Mutex::default(), Condvar::new());
+        Arc::new(Self(Shared(Arc::new(Machine { disk, stalls, resumed }))))
     }
 
     /// The power fails and comes back: unsynced changes survive by toss (see the module's text),
@@ -110,6 +139,13 @@ impl SimFs {
     /// The next `sync_data` or `sync_dir` fails with `EIO`.
     pub fn fail_next_sync(&self) {
         self.0.disk().faults.plan_next_sync();
+    }
+
+    /// Syncs hang until the returned value is dropped: for tests whose syncs run on threads of their own.
+    #[must_use]
+    pub fn stall_syncs(&self) -> Stall {
+        *self.0.stalls() += 1;
+        Stall(self.0.clone())
     }
 
     /// Forgets faults that have not struck. A crash does not.
@@ -214,6 +250,7 @@ impl File for SimFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        self.shared.wait_for_stalls();
         self.disk(false)?.call(OpClass::SyncData, |disk, fault| disk.sync_data(self.ino, fault))
     }
 }
@@ -280,6 +317,7 @@ impl Fs for SimFs {
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.0.wait_for_stalls();
         self.0.disk().call(OpClass::SyncDir, |disk, fault| disk.sync_dir(path, fault))
     }
 

@@ -17,10 +17,19 @@ const GATHER: Duration = Duration::from_micros(40);
 /// Bound for a clock that stands still.
 const GATHER_LOOKS: usize = 1000;
 
+/// Whether a leader waits a moment for others to share its work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Gather {
+    Yes,
+    No,
+}
+
 #[derive(Debug, Default)]
 struct State {
     leading: bool,
     group: u64,
+    /// Groups below this one have ended.
+    ended: u64,
     queued: usize,
     last_group: usize,
     /// Threads that want the leadership for themselves; they go first.
@@ -54,11 +63,17 @@ impl Gate {
     }
 
     /// Queues until `done` (then none) or until this thread leads a group that it has gathered.
-    pub(super) fn queue(&self, clock: &dyn Clock, done: impl Fn() -> bool) -> Option<Lead> {
+    pub(super) fn queue(&self, clock: &dyn Clock, gather: Gather, done: impl Fn() -> bool) -> Option<Lead> {
         let mut s = self.lock();
-        let mine = s.group;
+        let mut mine = s.group;
         s.queued += 1;
         loop {
+            if s.ended > mine && !done() {
+                // What the group wrote was cut and written again before this thread woke: it queues anew,
+                // or nobody would know that it waits.
+                mine = s.group;
+                s.queued += 1;
+            }
             if done() {
                 if mine == s.group {
                     s.queued -= 1;
@@ -71,7 +86,7 @@ impl Gate {
             }
             if !s.leading && s.exclusive == 0 {
                 s.leading = true;
-                let mut s = self.gather(s, clock);
+                let mut s = if gather == Gather::Yes { self.gather(s, clock) } else { s };
                 return Some(Self::take_group(&mut s));
             }
             s = self.turn(mine).wait(s).unwrap_or_else(PoisonError::into_inner);
@@ -114,6 +129,7 @@ impl Gate {
     pub(super) fn end(&self, lead: &Lead, clock: &dyn Clock) {
         let mut s = self.lock();
         s.leading = false;
+        s.ended = lead.group + 1;
         s.last_group = lead.size;
         s.acked = clock.monotonic();
         if lead.size > 0 {

@@ -8,7 +8,7 @@
 //! Files: `frame` and `segment` (formats), `tail` (newest records in memory), `gate` (who leads a
 //! group commit), `writer` (append, write, sync), `reader`, `recovery`, `truncate`, `slots`.
 //!
-//! Locks, in the order in which they may be taken: leadership of the gate, `head`, `prepare`,
+//! Locks, in the order in which they may be taken: `releasing`, leadership of the gate, `head`, `prepare`,
 //! `segments`, `tail`. None but the leadership is held across a commit's I/O; `head` is held while
 //! a segment is made only if the one made ahead is not ready.
 
@@ -69,12 +69,15 @@ struct Shared {
     tail: Mutex<Tail>,
     gate: Gate,
     slots: Slots,
+    releasing: Mutex<()>,
     appended: Watermark,
     durable: Watermark,
     /// Highest LSN whose frame is in its file, synced or not.
     written: AtomicU64,
     /// Bytes of frames in memory only.
     pending_bytes: AtomicUsize,
+    /// The segment that has written bytes which no sync covers yet. Held by whoever leads.
+    unsynced: Mutex<Option<Arc<Segment>>>,
     stopped: OnceLock<String>,
 }
 
@@ -190,6 +193,21 @@ impl Log {
     /// `Stopped`. `Record` when `lsn` is above the end of the log.
     pub fn sync_to(&self, lsn: Lsn) -> Result<()> {
         self.shared.sync_to(lsn)
+    }
+
+    /// Returns when everything up to `lsn` was handed to the operating system: it then survives the end of
+    /// this process, not of the machine. `lsn` must have been appended.
+    ///
+    /// # Errors
+    /// `Stopped`.
+    pub fn write_to(&self, lsn: Lsn) -> Result<()> {
+        self.shared.write_to(lsn)
+    }
+
+    /// Bytes appended and not yet handed to the operating system.
+    #[must_use]
+    pub fn buffered_bytes(&self) -> usize {
+        self.shared.buffered_bytes()
     }
 
     /// Appends a mark if the log does not say yet what is durable; with `sync`, makes it durable.

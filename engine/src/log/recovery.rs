@@ -117,6 +117,8 @@ struct Walk<'a> {
     missing: Option<u64>,
     /// Segments whose header was never written, and those above a cut.
     unused: Vec<PathBuf>,
+    /// Segments before a hole that releasing the log left.
+    released: Vec<PathBuf>,
     /// Bytes of the last of `walked`.
     last_bytes: Vec<u8>,
     end: Position,
@@ -150,6 +152,7 @@ impl<'a> Walk<'a> {
             walked: Vec::new(),
             missing: None,
             unused: Vec::new(),
+            released: Vec::new(),
             last_bytes: Vec::new(),
             end: base,
             records: 0,
@@ -202,6 +205,10 @@ impl<'a> Walk<'a> {
             Found::Nothing => return self.headerless(&bytes, path),
             Found::Header(h) => h,
         };
+        if self.missing.is_some() && header.base.lsn <= self.base.lsn {
+            // All before the hole is in the tables: its removal was under way, and names went in any order.
+            self.forget_released();
+        }
         if let Some(missing) = self.missing {
             let what =
                 format!("log segment {missing:016x}.log is missing; restore this node from a replica or a backup");
@@ -237,6 +244,14 @@ impl<'a> Walk<'a> {
         self.meet(self.end, FRAMES_AT);
         self.frames();
         Ok(())
+    }
+
+    /// Starts again behind a hole: the segments so far are to be removed like those that are gone.
+    fn forget_released(&mut self) {
+        self.released.append(&mut self.unused);
+        self.released.extend(self.walked.drain(..).map(|w| w.path));
+        (self.missing, self.cut_at, self.other_history) = (None, None, false);
+        (self.records, self.end) = (0, self.base);
     }
 
     fn start(&mut self, header: &Header) -> Result<()> {
@@ -352,11 +367,9 @@ impl<'a> Walk<'a> {
         };
         let x = self.end.lsn.next();
         let rest = usize::try_from(last.end).ok().and_then(|at| self.last_bytes.get(at..)).unwrap_or_default();
-        for at in not_blank(rest, 0) {
+        // Zeros hold no frame.
+        for at in (0..written_len(rest)).step_by(8) {
             let found = rest.get(at..).unwrap_or_default();
-            if found.len() < frame::HEADER_BYTES {
-                break;
-            }
             if let Some(durable) = frame::evidence(found, last.header.salt)
                 && durable >= x
             {
@@ -380,6 +393,7 @@ impl<'a> Walk<'a> {
     /// Brings the disk to what was decided and makes it durable, before anything is appended.
     fn repair(mut self, options: &Options, dir: &Path) -> Result<(Log, Recovered)> {
         let finished_cut = self.cut_is_live;
+        self.unused.splice(0..0, std::mem::take(&mut self.released));
         if let Some((i, offset)) = self.cut_at.filter(|_| finished_cut) {
             self.unused.splice(0..0, self.walked.split_off(i + 1).into_iter().map(|w| w.path));
             if let Some(w) = self.walked.last_mut() {
@@ -413,7 +427,7 @@ impl<'a> Walk<'a> {
         let io = |action, e| Error::io(action, &last.path, e);
         let start = usize::try_from(last.end).unwrap_or(usize::MAX);
         let rest = self.last_bytes.get(start..).unwrap_or_default();
-        let dirty = written(rest);
+        let dirty = written_len(rest);
         last.file.write_all_at(&last.header.encode(), 0).map_err(|e| io("write", e))?;
         if let Some((_, from)) = self.unproven.front()
             && let Some(bytes) = usize::try_from(*from).ok().and_then(|from| self.last_bytes.get(from..start))
@@ -421,7 +435,9 @@ impl<'a> Walk<'a> {
             last.file.write_all_at(bytes, *from).map_err(|e| io("write", e))?;
         }
         let place = (&*last.file, last.path.as_path());
-        let range = (last.end, last.end + dirty as u64);
+        // Zeros of a cut whose sync failed may be in the page cache only, and look like done.
+        let to = if self.cut_is_live { last.header.bytes } else { last.end + dirty as u64 };
+        let range = (last.end, to);
         truncate::finish(self.env, self.log_dir, self.unused.clone().into_iter(), place, range)?;
         let (path, offset, lsn) = (last.path.clone(), last.end, self.end.lsn.next());
         Ok((dirty > 0).then_some(TornTail { path, offset, bytes: dirty as u64, lsn }))
@@ -461,10 +477,12 @@ impl<'a> Walk<'a> {
             tail: Mutex::new(Tail::new(end, options.tail_memory_bytes)),
             gate: Gate::default(),
             slots: Slots::default(),
+            releasing: Mutex::default(),
             appended: Watermark::new(end),
             durable: Watermark::new(end),
             written: AtomicU64::new(end.0),
             pending_bytes: AtomicUsize::new(0),
+            unsynced: Mutex::default(),
             stopped: OnceLock::new(),
         };
         Log { shared: Arc::new(shared) }
@@ -482,33 +500,43 @@ fn read_segment(file: &dyn File, path: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Most of a segment is zeros, which are passed over in pieces of this size.
-static BLANK: [u8; 4096] = [0; 4096];
-
-fn is_blank(piece: &[u8]) -> bool {
-    BLANK.get(..piece.len()) == Some(piece)
-}
-
-/// Every multiple of 8 from `from` on where a frame may begin: neither a record's length nor a salt is
-/// zero, and both are in the first eight bytes, so none begins in a piece of zeros.
-fn not_blank(bytes: &[u8], from: usize) -> impl Iterator<Item = usize> {
-    let pieces = bytes.get(from..).unwrap_or_default().chunks(BLANK.len()).enumerate();
-    pieces
-        .filter(|(_, piece)| !is_blank(piece))
-        .flat_map(move |(i, piece)| (0..piece.len()).step_by(8).map(move |at| from + i * BLANK.len() + at))
-}
-
-/// Bytes up to the last one that is not zero.
-fn written(bytes: &[u8]) -> usize {
-    let last = bytes.chunks(BLANK.len()).enumerate().rfind(|(_, piece)| !is_blank(piece));
-    last.map_or(0, |(i, piece)| i * BLANK.len() + piece.iter().rposition(|b| *b != 0).map_or(0, |at| at + 1))
+/// Bytes up to the last one that is not zero. Nearly all of a young segment is zeros: they are compared
+/// a page at a time.
+fn written_len(bytes: &[u8]) -> usize {
+    const ZEROS: [u8; 4096] = [0; 4096];
+    let mut len = bytes.len();
+    for page in bytes.rchunks(ZEROS.len()) {
+        if page != &ZEROS[..page.len()] {
+            return page.iter().rposition(|b| *b != 0).map_or(0, |i| len - page.len() + i + 1);
+        }
+        len -= page.len();
+    }
+    0
 }
 
 /// A record above `above` in a segment without a header.
 fn find_record(bytes: &[u8], above: Lsn) -> Option<(usize, Lsn)> {
-    not_blank(bytes, FRAMES_AT as usize).find_map(|at| {
+    (FRAMES_AT as usize..written_len(bytes)).step_by(8).find_map(|at| {
         let f = frame::decode(bytes.get(at..)?, None).ok()?;
         let lsn = Record::decode(f.record).ok()?.header.lsn;
         (lsn > above).then_some((at, lsn))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::written_len;
+
+    #[test]
+    fn zeros_at_the_end_are_not_counted() {
+        for len in [0, 1, 24, 4095, 4096, 4097, 20_000] {
+            assert_eq!(written_len(&vec![0; len]), 0, "{len}");
+            for last in [0, 1, 4094, 4095, 4096, 9000, 19_999].into_iter().filter(|l| *l < len) {
+                let mut bytes = vec![0; len];
+                bytes[last / 2] = 1;
+                bytes[last] = 7;
+                assert_eq!(written_len(&bytes), last + 1, "{len} {last}");
+            }
+        }
+    }
 }

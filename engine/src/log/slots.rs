@@ -88,6 +88,8 @@ impl Slots {
 impl Shared {
     pub(super) fn release(&self, flushed: Lsn) -> Result<usize> {
         self.check_stopped()?;
+        // One at a time: files go in the order of their numbers.
+        let _releasing = lock(&self.releasing);
         let held = self.retained();
         // Bytes of segments wholly above a slot, the part of the segment it is in left out.
         let lag = |at: Lsn| held.iter().filter(|(base, _)| *base >= at).map(|(_, bytes)| bytes).sum::<u64>();
@@ -95,7 +97,12 @@ impl Shared {
         let mut removed = 0;
         while let Some(oldest) = self.pop_released(floor) {
             let path = &oldest.path;
-            self.env.fs.remove_file(path).map_err(|e| Error::io("remove", path, e))?;
+            if let Err(e) = self.env.fs.remove_file(path) {
+                let e = Error::io("remove", path, e);
+                // It stays the oldest, so that no younger one goes before it.
+                lock(&self.segments).push_front(oldest);
+                return Err(e);
+            }
             // One name at a time: a crash must not leave a hole between older and newer segments.
             self.env.fs.sync_dir(&self.log_dir).map_err(|e| self.fatal_io("sync", &self.log_dir, e))?;
             removed += 1;

@@ -25,6 +25,7 @@ use crate::lsn::{Chain, CommitTs, Epoch, Lsn, Position};
 use crate::record::{Record, RecordError};
 
 const DIVERGED: &str = "diverged";
+const TAIL_TMP: &str = "tail.tmp";
 pub(super) const INTENT: &str = "cut";
 const INTENT_MAGIC: [u8; 8] = *b"maincut\n";
 const INTENT_LEN: usize = 80;
@@ -112,15 +113,15 @@ impl Shared {
             return Err(Error::BelowCommit { asked: lsn, committed });
         }
         let lead = self.gate.acquire();
-        let done = self.cut_as_leader(lsn);
+        let done = self.cut_alone(lsn);
         self.gate.end(&lead, &*self.env.clock);
         done
     }
 
-    fn cut_as_leader(self: &Arc<Self>, lsn: Lsn) -> Result<Option<CutTail>> {
+    fn cut_alone(self: &Arc<Self>, lsn: Lsn) -> Result<Option<CutTail>> {
         // All of the old log is on disk before any of it goes, so a crash finds the one or the other.
         let mut head = loop {
-            self.write_group()?;
+            self.write_group(true)?;
             let head = lock(&self.head);
             // Something may have been appended between the two lines above.
             if head.pending.is_empty() {
@@ -131,14 +132,19 @@ impl Shared {
             return Ok(None);
         }
         let (end, segment, offset) = self.find_cut(lsn)?;
-        let (tail, first_cut) = self.save_tail(end.lsn, head.last)?;
+        let (tail, first_cut) = self.save_tail(end.lsn, head.last).inspect_err(|_| {
+            // Half a tail is of no use, and it may hold the room that is missing.
+            let _ = self.env.fs.remove_file(&self.dir.join(DIVERGED).join(TAIL_TMP));
+        })?;
         let intent = Intent { end, first_cut };
         let written = crate::fs::write_atomic(&*self.env.fs, &self.log_dir, INTENT, &intent.encode());
-        match written {
-            Err(e) if e.kind() == std::io::ErrorKind::StorageFull => {
-                return Err(Error::io("write", &self.log_dir.join(INTENT), e));
-            }
-            other => other.map_err(|e| self.fatal_io("write", &self.log_dir.join(INTENT), e))?,
+        if let Err(e) = written {
+            let path = self.log_dir.join(INTENT);
+            return Err(match Error::io("write", &path, e) {
+                // Once it has its name, a later start finishes the cut: there is no going on beside it.
+                full @ Error::DiskFull { .. } if matches!(self.env.fs.exists(&path), Ok(false)) => full,
+                other => self.fatal(&other),
+            });
         }
         self.apply_cut(&mut head, end, &segment, offset)?;
         Ok(Some(tail))
@@ -174,7 +180,7 @@ impl Shared {
         let dir = self.dir.join(DIVERGED);
         fs.create_dir_all(&dir).map_err(|e| Error::io("create", &dir, e))?;
         let mut frames = Frames::seek(self, end.next())?;
-        let tmp = dir.join("tail.tmp");
+        let tmp = dir.join(TAIL_TMP);
         if fs.exists(&tmp).map_err(|e| Error::io("look for", &tmp, e))? {
             fs.remove_file(&tmp).map_err(|e| Error::io("remove", &tmp, e))?;
         }

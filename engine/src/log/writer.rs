@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::gate::Gather;
 use super::segment::{self, Blank, FRAMES_AT, Segment};
 use super::{Progress, Shared, frame, lock};
 use crate::batch::LimitError;
@@ -242,9 +243,30 @@ impl Shared {
             return Ok(Progress::Idle);
         }
         let lead = self.gate.acquire();
-        let done = self.write_group();
+        let done = self.write_group(true);
         self.gate.end(&lead, &*self.env.clock);
         done.map(|()| Progress::Worked)
+    }
+
+    /// Returns when everything up to `lsn` was handed to the operating system.
+    pub(super) fn write_to(&self, lsn: Lsn) -> Result<()> {
+        self.check_stopped()?;
+        if self.written() >= lsn {
+            return Ok(());
+        }
+        let done = || self.written() >= lsn || self.appended.get() < lsn || self.stopped.get().is_some();
+        // Nothing to gather for: a write costs what two wake-ups cost.
+        if let Some(lead) = self.gate.queue(&*self.env.clock, Gather::No, done) {
+            let written = self.write_group(false);
+            self.gate.end(&lead, &*self.env.clock);
+            written?;
+        }
+        self.check_stopped()
+    }
+
+    /// Bytes appended and not yet handed to the operating system.
+    pub(super) fn buffered_bytes(&self) -> usize {
+        self.pending_bytes.load(Ordering::Relaxed)
     }
 
     pub(super) fn sync_to(&self, lsn: Lsn) -> Result<()> {
@@ -258,8 +280,8 @@ impl Shared {
         }
         // A cut below `lsn` ends the wait too: the record is gone.
         let done = || self.durable.get() >= lsn || self.appended.get() < lsn || self.stopped.get().is_some();
-        if let Some(lead) = self.gate.queue(&*self.env.clock, done) {
-            let written = self.write_group();
+        if let Some(lead) = self.gate.queue(&*self.env.clock, Gather::Yes, done) {
+            let written = self.write_group(true);
             self.gate.end(&lead, &*self.env.clock);
             written?;
         }
@@ -272,20 +294,21 @@ impl Shared {
         }
     }
 
-    /// Writes and syncs everything appended so far. The caller leads.
-    pub(super) fn write_group(&self) -> Result<()> {
+    /// Writes, and with `sync` syncs, everything appended so far. The caller leads.
+    pub(super) fn write_group(&self, sync: bool) -> Result<()> {
         self.check_stopped()?;
         let (mut parts, last) = {
             let mut head = lock(&self.head);
             self.pending_bytes.store(0, Ordering::Relaxed);
             (std::mem::take(&mut head.pending), head.last.lsn)
         };
-        if planted(Bug::AckBeforeSync) {
+        if planted(Bug::AckBeforeSync) && sync {
             self.durable.raise(last);
         }
-        let mut unsynced: Option<&Segment> = None;
+        // What earlier groups wrote and did not sync counts as this one's.
+        let mut unsynced = lock(&self.unsynced);
         for part in &parts {
-            let segment = &*part.segment;
+            let segment = &part.segment;
             if part.opens {
                 if let Some(before) = unsynced.take() {
                     before.file.sync_data().map_err(|e| self.fatal_io("sync", &before.path, e))?;
@@ -295,12 +318,17 @@ impl Shared {
             let write = segment.file.write_all_at(&part.bytes, part.offset);
             write.map_err(|e| self.fatal_io("write", &segment.path, e))?;
             self.written.store(part.last.0, Ordering::Release);
-            unsynced = Some(segment);
+            if unsynced.as_ref().is_none_or(|s| !Arc::ptr_eq(s, segment)) {
+                *unsynced = Some(Arc::clone(segment));
+            }
         }
-        if let Some(segment) = unsynced {
-            segment.file.sync_data().map_err(|e| self.fatal_io("sync", &segment.path, e))?;
+        if sync {
+            if let Some(segment) = unsynced.take() {
+                segment.file.sync_data().map_err(|e| self.fatal_io("sync", &segment.path, e))?;
+            }
+            self.durable.raise(last);
         }
-        self.durable.raise(last);
+        drop(unsynced);
         if let Some(part) = parts.pop_back()
             && part.bytes.capacity() <= SPARE_BYTES_MAX
         {

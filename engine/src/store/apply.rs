@@ -15,6 +15,10 @@ use crate::fault::{Bug, planted};
 use crate::log::Reader;
 use crate::lsn::Lsn;
 
+/// Pause of the maintenance thread when there is nothing to do.
+const MAINTAIN_PAUSE: Duration = Duration::from_secs(1);
+/// How long a record of [`Durability::Buffered`](super::Durability::Buffered) stays in memory alone.
+const BUFFERED_FOR: Duration = Duration::from_millis(5);
 /// Most bytes applied in one step, so that a stop or a flush is never far.
 const STEP_BYTES: usize = 1 << 20;
 
@@ -22,12 +26,18 @@ const STEP_BYTES: usize = 1 << 20;
 #[derive(Debug, Default)]
 pub(super) struct Applier {
     reader: Option<Reader>,
+    /// What the reader has read to.
+    at: Lsn,
 }
 
 impl Store {
-    /// Raises the commit LSN; the applier follows.
+    /// Raises the commit LSN; the applier follows. What is not in the log yet cannot be committed: another
+    /// record may come to stand there.
     pub fn set_committed(&self, lsn: Lsn) {
-        self.committed.raise(lsn);
+        // Shared with cuts: what is committed while a cut is judged would be cut unseen \[I8\].
+        let order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
+        self.committed.raise(lsn.min(self.log.last().lsn));
+        drop(order);
         self.wake_apply.wake();
     }
 
@@ -39,16 +49,28 @@ impl Store {
         self.committed.get().min(self.log.durable().get())
     }
 
-    /// Applies everything that may be applied, flushing inline when the memtables are full.
+    /// Applies everything that may be applied, flushing inline when full memtables are in the way.
     ///
     /// # Errors
     /// The log's and the tree's.
     pub fn apply_committed(&self) -> Result<()> {
-        while self.apply_step()? == Progress::Worked {
-            while self.tree.needs_flush() {
-                self.tree.flush_step()?;
+        loop {
+            if self.apply_step()? == Progress::Worked {
+                continue;
             }
+            if self.tree.applied().lsn >= self.may_apply() || !self.tree.needs_flush() {
+                return Ok(());
+            }
+            self.tree.flush_step()?;
         }
+    }
+
+    /// Flushes until the tree can take another record.
+    ///
+    /// # Errors
+    /// As [`Tree::flush_step`](crate::tree::Tree::flush_step).
+    pub(super) fn make_room(&self) -> Result<()> {
+        while self.tree.needs_flush() && self.tree.flush_step()? == Progress::Worked {}
         Ok(())
     }
 
@@ -57,13 +79,27 @@ impl Store {
     /// # Errors
     /// The log's and the tree's.
     pub fn apply_step(&self) -> Result<Progress> {
+        self.apply_piece(self.may_apply())
+    }
+
+    /// Applies everything up to `lsn`, durable or not, flushing when that is in the way.
+    pub(super) fn apply_upto(&self, lsn: Lsn) -> Result<()> {
+        while self.tree.applied().lsn < lsn {
+            if self.apply_piece(lsn)? == Progress::Idle {
+                self.tree.flush_step()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn apply_piece(&self, upto: Lsn) -> Result<Progress> {
         let mut applier = self.applier.lock().unwrap_or_else(PoisonError::into_inner);
         let applied = self.tree.applied().lsn;
-        let upto = self.may_apply();
         if applied >= upto || self.tree.needs_flush() {
             return Ok(Progress::Idle);
         }
-        let mut reader = match applier.reader.take() {
+        // Writers that apply their own records leave the reader behind.
+        let mut reader = match applier.reader.take().filter(|_| applier.at == applied) {
             Some(r) => r,
             None => self.log.reader(applied.next())?,
         };
@@ -73,6 +109,7 @@ impl Store {
             self.tree.apply(&record?)?;
         }
         self.applied.raise(chunk.last);
+        applier.at = chunk.last;
         applier.reader = Some(reader);
         Ok(Progress::Worked)
     }
@@ -83,6 +120,15 @@ impl Store {
     /// # Errors
     /// The log's and the tree's. A full disk is not fatal: the work is tried again.
     pub fn maintain_step(&self) -> Result<Progress> {
+        match self.maintain() {
+            // Log that nobody needs any more may be the room that is missing.
+            Err(full @ Error::DiskFull { .. }) if self.log.release(self.tree.flushed().lsn)? == 0 => Err(full),
+            Err(Error::DiskFull { .. }) => Ok(Progress::Worked),
+            other => other,
+        }
+    }
+
+    fn maintain(&self) -> Result<Progress> {
         if self.tree.flush_step()? == Progress::Worked {
             self.log.release(self.tree.flushed().lsn)?;
             self.wake_apply.wake();
@@ -106,19 +152,60 @@ impl Store {
             WorkerThread::spawn(name, wake.clone(), worker).map_err(|e| Error::io("start a thread for", &self.dir, e))
         };
         Ok(Workers {
-            _threads: [
+            _threads: vec![
                 spawn("log-writer", &self.wake_log, log_step, None)?,
                 spawn("applier", &self.wake_apply, apply_step, None)?,
-                spawn("maintenance", &self.wake_maintain, maintain_step, Some(Duration::from_secs(1)))?,
+                spawn("maintenance", &self.wake_maintain, maintain_step, Some(MAINTAIN_PAUSE))?,
             ],
         })
+    }
+
+    /// Starts the background threads of an embedded store: flush and compaction, and the one that hands
+    /// buffered records to the operating system. Dropping the result stops and joins them.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn start_background(self: &Arc<Self>) -> Result<Workers> {
+        let failed = |e| Error::io("start a thread for", &self.dir, e);
+        let maintenance = StoreWorker { store: Arc::clone(self), step: maintain_step, pause: Some(MAINTAIN_PAUSE) };
+        let flusher = LogFlusher { store: Arc::clone(self), waited: false };
+        Ok(Workers {
+            _threads: vec![
+                WorkerThread::spawn("maintenance", self.wake_maintain.clone(), maintenance).map_err(failed)?,
+                WorkerThread::spawn("log-flusher", self.wake_flusher.clone(), flusher).map_err(failed)?,
+            ],
+        })
+    }
+}
+
+/// Hands buffered records to the operating system a moment after the first of them came.
+struct LogFlusher {
+    store: Arc<Store>,
+    waited: bool,
+}
+
+impl Worker for LogFlusher {
+    fn step(&mut self) -> Progress {
+        if self.store.log.buffered_bytes() == 0 {
+            self.waited = false;
+            return Progress::Idle;
+        }
+        self.waited = !self.waited;
+        if self.waited {
+            return Progress::Sleep(BUFFERED_FOR);
+        }
+        match self.store.log.write_to(self.store.log.appended().get()) {
+            Ok(()) => Progress::Worked,
+            // The log has called the fatal hook.
+            Err(_) => Progress::Done,
+        }
     }
 }
 
 /// The running workers of a store.
 #[derive(Debug)]
 pub struct Workers {
-    _threads: [WorkerThread; 3],
+    _threads: Vec<WorkerThread>,
 }
 
 type StepFn = fn(&Store) -> Result<Progress>;

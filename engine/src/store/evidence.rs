@@ -19,6 +19,16 @@ use crate::lsn::Lsn;
 const NAME: &str = "EVIDENCE";
 const MAGIC: [u8; 8] = *b"msevid\0\x01";
 
+/// Removes what a store that is no longer here left: it is no evidence about the next one.
+pub(crate) fn forget(env: &Env, dir: &Path) -> Result<()> {
+    let path = dir.join(NAME);
+    if env.fs.exists(&path).map_err(|e| Error::io("look for", &path, e))? {
+        env.fs.remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
+        env.fs.sync_dir(dir).map_err(|e| Error::io("sync", dir, e))?;
+    }
+    Ok(())
+}
+
 /// LSNs known to be durable and committed on this node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Evidence {

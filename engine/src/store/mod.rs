@@ -27,13 +27,17 @@ use crate::lsn::{Epoch, Lsn, Position, TimelineId};
 use crate::tree::{Checkpoint, Tree, View};
 use crate::watermark::Watermark;
 use evidence::Evidence;
+pub(crate) use evidence::forget as forget_evidence;
 
 /// How sure an embedded write is when the call returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
-    /// On disk: survives power loss.
+    /// On disk: survives power loss. Visible when it is there, unless a weaker write came behind it.
     Synced,
-    /// Handed to the log in memory: a crash of the process may lose it.
+    /// Handed to the operating system: survives the end of the process, not of the machine. Visible on return.
+    Written,
+    /// In memory, at most 64 KiB and, while the background threads run, 5 ms behind: the end of the process
+    /// may lose it, with all after it. Visible on return.
     Buffered,
 }
 
@@ -55,6 +59,7 @@ pub struct Store {
     wake_log: Wake,
     wake_apply: Wake,
     wake_maintain: Wake,
+    wake_flusher: Wake,
     // Last: released after everything above is dropped.
     _lock: Box<dyn LockGuard>,
 }
@@ -73,7 +78,7 @@ impl Store {
     /// # Errors
     /// `Directory` when there is a store already, `InUse`, or the operating system's.
     pub fn create(env: Env, dir: &Path, options: &Options, identity: Identity) -> Result<Self> {
-        env.fs.create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
+        crate::fs::create_dir_synced(&*env.fs, dir).map_err(|e| Error::io("create", dir, e))?;
         let lock = lock_directory(&env, dir)?;
         if Identity::read(&env, dir)?.is_some() {
             let what = "there is a store here already; open it or choose another directory".into();
@@ -86,6 +91,7 @@ impl Store {
                 env.fs.remove_dir_all(&path).map_err(|e| Error::io("remove", &path, e))?;
             }
         }
+        forget_evidence(&env, dir)?;
         Tree::create(env.clone(), dir, options, Position::default())?;
         drop(Log::open(&env, dir, options, Lsn::ZERO, Position::default())?);
         identity.write(&env, dir)?;
@@ -108,6 +114,18 @@ impl Store {
         Self::open_locked(env, dir, options, identity, lock)
     }
 
+    /// Opens a store whose own log commits: every record that recovery found is committed and visible,
+    /// as [`Store::write`] had promised for those it acknowledged. Not for a node, whose rule decides.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_embedded(env: Env, dir: &Path, options: &Options) -> Result<Self> {
+        let store = Self::open(env, dir, options)?;
+        store.set_committed(store.log.last().lsn);
+        store.apply_committed()?;
+        Ok(store)
+    }
+
     fn open_locked(
         env: Env,
         dir: &Path,
@@ -116,10 +134,12 @@ impl Store {
         lock: Box<dyn LockGuard>,
     ) -> Result<Self> {
         let evidence = Evidence::read(&env, dir)?;
-        let tree = Arc::new(Tree::open(env.clone(), dir, options)?);
+        let tree = Arc::new(Tree::open_unchanged(env.clone(), dir, options)?);
         let flushed = tree.flushed();
         let known_durable = flushed.lsn.max(evidence.durable);
         let (log, recovered) = Log::open(&env, dir, options, known_durable, flushed)?;
+        // Only with a log that continues it is the manifest's end taken for its true end.
+        tree.tidy()?;
         let log = Arc::new(log);
         let committed = flushed.lsn.max(evidence.committed.min(log.last().lsn));
         let store = Self {
@@ -133,6 +153,7 @@ impl Store {
             wake_log: Wake::new(),
             wake_apply: Wake::new(),
             wake_maintain: Wake::new(),
+            wake_flusher: Wake::new(),
             env,
             log,
             tree,
@@ -140,6 +161,9 @@ impl Store {
             _lock: lock,
         };
         store.apply_committed()?;
+        // Records of weaker writes are in the tree before they are durable; their tables wait for that.
+        let log = Arc::clone(&store.log);
+        store.tree.set_barrier(move |lsn| log.sync_to(lsn));
         Ok(store)
     }
 
@@ -167,8 +191,11 @@ impl Store {
     /// The operating system's.
     pub fn set_timeline(&self, timeline: TimelineId) -> Result<()> {
         let mut identity = self.identity.lock().unwrap_or_else(PoisonError::into_inner);
-        identity.timeline = timeline;
-        identity.write(&self.env, &self.dir)
+        let next = Identity { timeline, ..*identity };
+        next.write(&self.env, &self.dir)?;
+        // Only now: who sees the new one here takes it for done.
+        *identity = next;
+        Ok(())
     }
 
     /// What recovery found at open.
@@ -232,8 +259,20 @@ impl Store {
     /// # Errors
     /// Those of reading the log.
     pub fn epochs(&self) -> Result<Vec<(Epoch, Lsn)>> {
-        let mut epochs = self.tree.epoch_history();
-        let mut reader = self.log.reader(self.tree.applied().lsn.next())?;
+        loop {
+            // First the position, then the history: what is applied between is in both, not in neither.
+            let applied = self.tree.applied().lsn;
+            match self.epochs_behind(applied, self.tree.epoch_history()) {
+                // Applied, flushed and released meanwhile.
+                Err(Error::LogGone { .. }) if self.tree.applied().lsn > applied => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// `epochs` and those of the log behind `applied`.
+    fn epochs_behind(&self, applied: Lsn, mut epochs: Vec<(Epoch, Lsn)>) -> Result<Vec<(Epoch, Lsn)>> {
+        let mut reader = self.log.reader(applied.next())?;
         while let Some(chunk) = reader.next(self.log.last().lsn, 1 << 20)? {
             for record in chunk.records() {
                 let h = record?.header;

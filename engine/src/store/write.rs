@@ -10,7 +10,12 @@ use crate::batch::{self, Batch, Condition, Expect, Keyspace, Op};
 use crate::error::{Error, Result};
 use crate::lsn::{CommitTs, Epoch, Lsn, Position};
 use crate::record::{Kind, Record, TimelineStart};
+use crate::tree::View;
 use crate::value::Value;
+
+/// Bytes of [`Durability::Buffered`] records in memory at which one of their writers hands all of them to the
+/// operating system.
+const BUFFERED_BYTES_MAX: usize = 64 << 10;
 
 /// Where a write landed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,18 +97,67 @@ impl Store {
         Ok(self.log.last())
     }
 
-    /// An embedded write: the store's own durable log commits it, and it is visible on return.
+    /// An embedded write: the store's own log commits it at the durability asked for, and it is visible on
+    /// return. What a crash takes is always the end of the log, never a record before one that is kept.
     ///
     /// # Errors
     /// As [`Store::append`].
     pub fn write(&self, batch: &Batch, conditions: &[Condition], durability: Durability) -> Result<Written> {
-        let position = self.append(self.log.last().epoch, batch, conditions)?;
-        if durability == Durability::Synced {
-            self.log.sync_to(position.lsn)?;
-            self.set_committed(position.lsn);
-            self.apply_committed()?;
-        }
+        // Before the LSN is given: a full disk found afterwards could no longer say "nothing was written".
+        self.make_room()?;
+        let position = match durability {
+            Durability::Synced => {
+                let position = self.append(self.log.last().epoch, batch, conditions)?;
+                self.log.sync_to(position.lsn)?;
+                self.set_committed(position.lsn);
+                self.apply_committed()?;
+                position
+            }
+            Durability::Written => {
+                let position = self.append_visible(batch, conditions)?;
+                self.log.write_to(position.lsn)?;
+                position
+            }
+            Durability::Buffered => {
+                let position = self.append_visible(batch, conditions)?;
+                if self.log.buffered_bytes() >= BUFFERED_BYTES_MAX {
+                    self.log.write_to(position.lsn)?;
+                }
+                position
+            }
+        };
         Ok(Written { position, durability })
+    }
+
+    /// Appends, commits and applies in one go: nobody waits for a disk. Whatever came before becomes visible
+    /// first, for the order of LSNs is the order of visibility.
+    fn append_visible(&self, batch: &Batch, conditions: &[Condition]) -> Result<Position> {
+        let _order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = self.log.last();
+        if self.tree.applied().lsn < last.lsn {
+            self.committed.raise(last.lsn);
+            self.apply_upto(last.lsn)?;
+        }
+        let now = CommitTs(self.env.clock.wall().0.max(last.ts.0 + 1));
+        if !conditions.is_empty() {
+            self.check(conditions, now)?;
+        }
+        // Or a writer that has just synced could apply this record in between.
+        let applier = self.applier.lock().unwrap_or_else(PoisonError::into_inner);
+        let buffered = self.log.buffered_bytes();
+        let fill = |out: &mut Vec<u8>| batch.encode(out);
+        let position = self.log.append_with(Kind::Batch, last.epoch, now, 0, 0, fill)?;
+        self.committed.raise(position.lsn);
+        let waits = self.tree.apply_batch(position, batch)?;
+        self.applied.raise(position.lsn);
+        drop(applier);
+        if buffered == 0 {
+            self.wake_flusher.wake();
+        }
+        if waits {
+            self.wake_maintain.wake();
+        }
+        Ok(position)
     }
 
     fn check(&self, conditions: &[Condition], now: CommitTs) -> Result<()> {
@@ -128,7 +182,17 @@ impl Store {
 
     /// The key's state after every record appended so far: the tree, then the not yet applied tail.
     fn current(&self, keyspace: Keyspace, key: &[u8]) -> Result<Current> {
-        let view = self.tree.view();
+        loop {
+            let view = self.tree.view();
+            match self.current_behind(&view, keyspace, key) {
+                // Applied, flushed and released meanwhile.
+                Err(Error::LogGone { .. }) if self.tree.applied().lsn > view.lsn() => {}
+                other => return other,
+            }
+        }
+    }
+
+    fn current_behind(&self, view: &View, keyspace: Keyspace, key: &[u8]) -> Result<Current> {
         let mut now = match view.get(keyspace, key)? {
             Some(found) => Current { version: found.lsn, envelope: Some(found.envelope) },
             None => Current { version: Lsn::ZERO, envelope: None },

@@ -127,6 +127,27 @@ fn any_flipped_bit_is_detected() {
     }
 }
 
+/// The rule broken on purpose: a block in which a value was changed is then believed.
+#[cfg(feature = "sim")]
+#[test]
+fn without_the_checksum_a_changed_block_is_believed() {
+    let dir = tempfile::tempdir().unwrap();
+    let items = items(12);
+    let (path, _) = build(dir.path(), &items);
+    let good = std::fs::read(&path).unwrap();
+    let believed = || {
+        (0..good.len() - FOOTER_BYTES).any(|at| {
+            let mut bad = good.clone();
+            bad[at] ^= 1;
+            std::fs::write(&path, &bad).unwrap();
+            open(&path).and_then(|t| read_all(&t, b"", b"", false)).is_ok_and(|all| all != items)
+        })
+    };
+    assert!(!believed());
+    let _bug = crate::fault::plant(crate::fault::Bug::IgnoreChecksum);
+    assert!(believed());
+}
+
 #[test]
 fn a_block_in_anothers_place_fails() {
     let dir = tempfile::tempdir().unwrap();

@@ -14,7 +14,7 @@ use crate::lsn::Position;
 use crate::table::{TableFile, table_name};
 
 use super::manifest::{State, whole_state};
-use super::manifest_file::{Manifest, snapshot_bytes};
+use super::manifest_file::{Manifest, state_bytes};
 use super::stop::Stop;
 use super::version::Version;
 use super::{Tree, lock, manifest_dir, tables_dir};
@@ -67,7 +67,7 @@ impl Tree {
     #[must_use]
     pub fn pinned_tables(&self) -> PinnedTables {
         let (state, pin) = self.flushed_state();
-        let (manifest, _) = snapshot_bytes(&state);
+        let (manifest, _) = state_bytes(&state);
         let tables = state.tables.iter().map(|t| t.file).collect();
         PinnedTables { position: state.flushed, tables, manifest, _pin: pin }
     }
@@ -99,7 +99,7 @@ impl Tree {
             let _ = fs.remove_dir_all(to);
             return Err(e);
         }
-        let (manifest, _) = snapshot_bytes(&state);
+        let (manifest, _) = state_bytes(&state);
         let tables = state.tables.iter().map(|t| t.file).collect();
         Ok(Checkpoint { position: state.flushed, tables, manifest })
     }

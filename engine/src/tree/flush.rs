@@ -29,6 +29,9 @@ impl Tree {
         let _flushing = lock(&self.flushing);
         let version = self.version();
         let Some(memtable) = version.frozen.last() else { return Ok(Progress::Idle) };
+        if let (Some(barrier), Some(end)) = (self.barrier.0.get(), memtable.end()) {
+            barrier(end.lsn)?;
+        }
         let file = self.write_table(memtable)?;
         let table = self.open_table(file.id)?;
         if let Err(e) = self.install_flush(memtable, file, &table) {

@@ -5,7 +5,7 @@
 //! edit     0 magic u32 | 4 body length u32 | 8 checksum u64 | 16 chain [16] | 32 body
 //! ```
 //! As in the log, `chain = xxh3-128(previous chain, hash of the body)` and the checksum covers hash
-//! and chain. A file's first edit is a snapshot: it builds the whole state from nothing. A body is
+//! and chain. A file's first edit is a state: it builds the whole state from nothing. A body is
 //! a run of tagged fields. Owns: encode, decode, replay and the rule of the torn end. Never: files
 //! (`manifest_file`).
 
@@ -113,7 +113,7 @@ impl State {
     }
 
     /// The edit that builds this state from nothing.
-    pub(crate) fn snapshot(&self) -> Edit {
+    pub(crate) fn whole_edit(&self) -> Edit {
         let epochs = self.epochs.iter().map(|e| Event::Epoch(*e));
         Edit {
             removed: Vec::new(),
@@ -254,16 +254,16 @@ pub(crate) struct Replayed {
     pub(crate) chain: Chain,
     /// Bytes that hold; what follows is a torn edit.
     pub(crate) len: u64,
-    pub(crate) snapshot_bytes: u64,
+    pub(crate) state_bytes: u64,
 }
 
 /// Reads a manifest file. An edit counts once it is synced, so an end that no whole edit follows
 /// was never acknowledged and is left out; damage before a whole edit, or to the header or the
-/// snapshot (synced before `CURRENT` named the file), is corruption \[I4\].
+/// state (synced before `CURRENT` named the file), is corruption \[I4\].
 pub(crate) fn replay(path: &Path, bytes: &[u8]) -> Result<Replayed> {
     let damaged = |at: usize, m: Malformed| Error::corruption(path, at as u64, None, m.0);
     check_header(path, bytes)?;
-    let mut out = Replayed { state: State::default(), chain: Chain::default(), len: 0, snapshot_bytes: 0 };
+    let mut out = Replayed { state: State::default(), chain: Chain::default(), len: 0, state_bytes: 0 };
     let mut at = HEADER_BYTES;
     while let Some(rest) = bytes.get(at..).filter(|r| !r.is_empty() || out.len == 0) {
         let mut c = Cursor::new(rest);
@@ -280,7 +280,7 @@ pub(crate) fn replay(path: &Path, bytes: &[u8]) -> Result<Replayed> {
         out.chain = chain;
         at += FRAME_BYTES + body.len();
         if out.len == 0 {
-            out.snapshot_bytes = at as u64;
+            out.state_bytes = at as u64;
         }
         out.len = at as u64;
     }

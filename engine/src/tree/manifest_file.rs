@@ -16,7 +16,7 @@ use super::stop::Stop;
 
 const CURRENT: &str = "CURRENT";
 const CURRENT_TMP: &str = "CURRENT.tmp";
-/// A manifest is rotated when it is longer than this and than four snapshots.
+/// A manifest is rotated when it is longer than this and than four whole states.
 const ROTATE_BYTES: u64 = 64 * 1024;
 
 fn manifest_name(number: u64) -> String {
@@ -41,9 +41,11 @@ pub(crate) struct Manifest {
     number: u64,
     file: Arc<dyn File>,
     len: u64,
-    snapshot_bytes: u64,
+    state_bytes: u64,
     chain: Chain,
     state: State,
+    /// What was read, if it may be in the page cache only (see [`Manifest::settle`]).
+    unproven: Option<Vec<u8>>,
 }
 
 impl Manifest {
@@ -52,11 +54,11 @@ impl Manifest {
         write_file(fs, dir, 1, state, stop)
     }
 
-    /// Reads the manifest that `CURRENT` names; a torn last edit is cut off.
-    pub(crate) fn open(fs: &Arc<dyn Fs>, dir: &Path, stop: &Stop) -> Result<Self> {
+    /// Reads the manifest that `CURRENT` names, and changes nothing: see [`Manifest::settle`].
+    pub(crate) fn open(fs: &Arc<dyn Fs>, dir: &Path) -> Result<Self> {
         let number = read_current(fs, dir)?;
         let path = dir.join(manifest_name(number));
-        let bytes = read_file(&**fs, &path, MANIFEST_BYTES_MAX).map_err(|e| match e.kind() {
+        let mut bytes = read_file(&**fs, &path, MANIFEST_BYTES_MAX).map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound => {
                 Error::corruption(&path, 0, None, "the manifest named by CURRENT is missing")
             }
@@ -65,13 +67,23 @@ impl Manifest {
         })?;
         let r = replay(&path, &bytes)?;
         let file = fs.open(&path, OpenMode::Write).map_err(|e| Error::io("open", &path, e))?;
-        if r.len < bytes.len() as u64 {
-            file.set_len(r.len).map_err(|e| Error::io("cut", &path, e))?;
-            file.sync_data().map_err(|e| stop.fatal("sync", &path, &e))?;
-        }
+        bytes.truncate(usize::try_from(r.len).unwrap_or(usize::MAX));
         let (fs, dir) = (Arc::clone(fs), dir.to_owned());
-        let (len, snapshot_bytes, chain, state) = (r.len, r.snapshot_bytes, r.chain, r.state);
-        Ok(Self { fs, dir, number, file, len, snapshot_bytes, chain, state })
+        let (len, state_bytes, chain, state) = (r.len, r.state_bytes, r.chain, r.state);
+        Ok(Self { fs, dir, number, file, len, state_bytes, chain, state, unproven: Some(bytes) })
+    }
+
+    /// Makes what [`Manifest::open`] read durable: the last process may have ended before its sync, or
+    /// because of it, and log is released by what the manifest says. Cuts off a torn last edit.
+    pub(crate) fn settle(&mut self, stop: &Stop) -> Result<()> {
+        let Some(bytes) = self.unproven.take() else { return Ok(()) };
+        let path = self.dir.join(manifest_name(self.number));
+        if self.file.len().map_err(|e| Error::io("measure", &path, e))? > self.len {
+            self.file.set_len(self.len).map_err(|e| Error::io("cut", &path, e))?;
+        }
+        self.file.write_all_at(&bytes, 0).map_err(|e| Error::io("write", &path, e))?;
+        self.file.sync_data().map_err(|e| stop.fatal("sync", &path, &e))?;
+        self.fs.sync_dir(&self.dir).map_err(|e| stop.fatal("sync", &self.dir, &e))
     }
 
     pub(crate) const fn state(&self) -> &State {
@@ -84,7 +96,7 @@ impl Manifest {
         stop.check()?;
         let mut state = self.state.clone();
         state.apply(edit)?;
-        if self.len > ROTATE_BYTES.max(4 * self.snapshot_bytes) {
+        if self.len > ROTATE_BYTES.max(4 * self.state_bytes) {
             let old = self.dir.join(manifest_name(self.number));
             *self = write_file(&self.fs, &self.dir, self.number + 1, state, stop)?;
             // A file that stays is removed at the next open.
@@ -147,16 +159,16 @@ fn read_current(fs: &Arc<dyn Fs>, dir: &Path) -> Result<u64> {
 }
 
 /// The bytes of a fresh manifest file, and the chain at its end.
-pub(crate) fn snapshot_bytes(state: &State) -> (Vec<u8>, Chain) {
+pub(crate) fn state_bytes(state: &State) -> (Vec<u8>, Chain) {
     let mut bytes = Vec::new();
     put_header(&mut bytes);
-    let chain = put_edit(&mut bytes, Chain::default(), &state.snapshot());
+    let chain = put_edit(&mut bytes, Chain::default(), &state.whole_edit());
     (bytes, chain)
 }
 
 /// Writes a whole manifest file and makes it the current one.
 fn write_file(fs: &Arc<dyn Fs>, dir: &Path, number: u64, state: State, stop: &Stop) -> Result<Manifest> {
-    let (bytes, chain) = snapshot_bytes(&state);
+    let (bytes, chain) = state_bytes(&state);
     let name = manifest_name(number);
     let path = dir.join(&name);
     let file = put_file(fs, &path, &bytes, stop)?;
@@ -181,7 +193,8 @@ fn write_file(fs: &Arc<dyn Fs>, dir: &Path, number: u64, state: State, stop: &St
     // From here on nobody knows which manifest a crash would find: failing is final.
     fs.sync_dir(dir).map_err(|e| stop.fatal("sync", dir, &e))?;
     let len = bytes.len() as u64;
-    Ok(Manifest { fs: Arc::clone(fs), dir: dir.to_owned(), number, file, len, snapshot_bytes: len, chain, state })
+    let (fs, dir) = (Arc::clone(fs), dir.to_owned());
+    Ok(Manifest { fs, dir, number, file, len, state_bytes: len, chain, state, unproven: None })
 }
 
 /// Writes and syncs a new file in place of a leftover; a failed write leaves none.

@@ -46,6 +46,13 @@ impl Change {
         Ok(out)
     }
 
+    /// What a batch does, before or without being a record's body.
+    pub(crate) fn of_batch(batch: &Batch, lsn: Lsn) -> Self {
+        let mut out = Self::default();
+        batch.iter().for_each(|op| out.add(op, lsn));
+        out
+    }
+
     fn add(&mut self, op: Op<'_>, lsn: Lsn) {
         match op {
             Op::Put { keyspace, key, envelope } => {

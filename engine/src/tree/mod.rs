@@ -10,13 +10,14 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
+use crate::batch::Batch;
 use crate::env::Env;
 use crate::error::{Error, Result};
 use crate::limits::Options;
 use crate::lsn::{Epoch, Lsn, Position};
-use crate::record::{Record, TimelineStart};
+use crate::record::{Record, RecordError, TimelineStart};
 use crate::table::cache::BlockCache;
 use crate::table::reader::Table;
 use crate::table::{parse_table_name, table_name};
@@ -102,6 +103,19 @@ pub struct Tree {
     flushing: Mutex<()>,
     compacting: Mutex<()>,
     counters: Counters,
+    barrier: Barrier,
+}
+
+type BarrierFn = dyn Fn(Lsn) -> Result<()> + Send + Sync;
+
+/// See [`Tree::set_barrier`].
+#[derive(Default)]
+struct Barrier(OnceLock<Box<BarrierFn>>);
+
+impl std::fmt::Debug for Barrier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Barrier")
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -144,7 +158,9 @@ impl Tree {
         env.fs.sync_dir(dir).map_err(|e| stop.fatal("sync", dir, &e))?;
         let state = State { flushed: base, floor: (base.lsn, base.ts), ..State::default() };
         let manifest = Manifest::create(&env.fs, &manifest_dir(dir), state, &stop)?;
-        Self::with(env, dir, options, manifest, stop)
+        let tree = Self::with(env, dir, options, manifest, stop)?;
+        tree.tidy()?;
+        Ok(tree)
     }
 
     /// Opens the tree in the data directory `dir`, as of the last flush; the caller replays the log
@@ -154,9 +170,25 @@ impl Tree {
     /// `Directory` when there is none, `Corruption` when manifest, a named table's frame (all but
     /// its data blocks), or a table file is damaged or missing, `Format`, `Io`, `Stopped`.
     pub fn open(env: Env, dir: &Path, options: &Options) -> Result<Self> {
+        let tree = Self::open_unchanged(env, dir, options)?;
+        tree.tidy()?;
+        Ok(tree)
+    }
+
+    /// [`Tree::open`] without any change on disk, for a caller that may yet find that it must not go
+    /// on. [`Tree::tidy`] has to follow before anything else.
+    pub(crate) fn open_unchanged(env: Env, dir: &Path, options: &Options) -> Result<Self> {
         let stop = Stop::new(Arc::clone(&env.fatal));
-        let manifest = Manifest::open(&env.fs, &manifest_dir(dir), &stop)?;
+        let manifest = Manifest::open(&env.fs, &manifest_dir(dir))?;
         Self::with(env, dir, options, manifest, stop)
+    }
+
+    /// Makes durable what was read, and removes what the manifest does not name.
+    pub(crate) fn tidy(&self) -> Result<()> {
+        let mut manifest = lock(&self.manifest);
+        manifest.settle(&self.stop)?;
+        remove_unnamed(&self.env, &self.tables_dir, manifest.state())?;
+        manifest.remove_others()
     }
 
     fn with(env: Env, dir: &Path, options: &Options, manifest: Manifest, stop: Stop) -> Result<Self> {
@@ -164,14 +196,12 @@ impl Tree {
         let cache = Arc::new(BlockCache::new(options.cache_bytes, options.block_bytes));
         let state = manifest.state();
         let version = open_tables(&env, &tables_dir, &cache, state)?;
-        // Only now, with the manifest and all tables it names read, is a file known to be unused.
-        remove_unnamed(&env, &tables_dir, state)?;
-        manifest.remove_others()?;
         let applier = Applier { epochs: state.epochs.clone(), timeline: state.timeline };
         let current = Current { applied: state.flushed, version: Arc::new(version) };
         Ok(Self {
             env,
-            options: options.clone(),
+            // With none, nothing could ever be applied.
+            options: Options { frozen_memtables_max: options.frozen_memtables_max.max(1), ..options.clone() },
             tables_dir,
             cache,
             stop,
@@ -181,6 +211,7 @@ impl Tree {
             flushing: Mutex::new(()),
             compacting: Mutex::new(()),
             counters: Counters::default(),
+            barrier: Barrier::default(),
         })
     }
 
@@ -210,6 +241,36 @@ impl Tree {
             self.freeze_active();
         }
         Ok(())
+    }
+
+    /// Takes in the record that the caller has just appended at `at`, from its batch. Returns whether a
+    /// memtable now waits for its flush.
+    ///
+    /// # Errors
+    /// `Record` when it does not follow [`Tree::applied`], `Stopped`. The tree is unchanged then.
+    pub fn apply_batch(&self, at: Position, batch: &Batch) -> Result<bool> {
+        self.stop.check()?;
+        let _applier = lock(&self.applier);
+        let (version, applied) = self.now();
+        if at.lsn != applied.lsn.next() {
+            return Err(RecordError::Discontinuous { epoch: at.epoch, lsn: at.lsn, after: applied.lsn }.into());
+        }
+        let malformed = |m: crate::codec::Malformed| Error::corruption(&self.tables_dir, 0, Some(at.lsn), m.0);
+        version.active.apply(at, Change::of_batch(batch, at.lsn)).map_err(malformed)?;
+        self.write_current().applied = at;
+        if version.active.bytes() < self.options.memtable_bytes {
+            return Ok(false);
+        }
+        if version.frozen.len() < self.options.frozen_memtables_max {
+            self.freeze_active();
+        }
+        Ok(true)
+    }
+
+    /// Before a table counts whose newest record is `lsn`, `barrier(lsn)` must succeed: the log has to hold
+    /// durably what a table shows, or a crash could leave tables ahead of the log. Set once, at open.
+    pub(crate) fn set_barrier(&self, barrier: impl Fn(Lsn) -> Result<()> + Send + Sync + 'static) {
+        let _ = self.barrier.0.set(Box::new(barrier));
     }
 
     /// True when as many frozen memtables wait as may: run [`Tree::flush_step`] before applying

@@ -586,7 +586,7 @@ fn arbitrary_manifest_bytes_never_panic() {
     let rng = SeededRng::new(3);
     let state =
         State { epochs: vec![EpochStart { epoch: Epoch(1), lsn: Lsn(1), ts: CommitTs(1) }], ..State::default() };
-    let (good, chain) = manifest_file::snapshot_bytes(&state);
+    let (good, chain) = manifest_file::state_bytes(&state);
     assert_ne!(chain, Chain::default());
     for _ in 0..3_000 {
         let mut bytes = good.clone();

@@ -40,7 +40,16 @@ fn run(world: &mut World, acts: &[Act]) -> bool {
     true
 }
 
-fn every_io(kind: FaultKind) {
+/// What follows the failed call.
+#[derive(Clone, Copy, Debug)]
+enum Then {
+    PowerLoss,
+    /// The process starts again on what the page cache shows, works, and then the power fails with
+    /// nothing kept that was not synced.
+    LifeThenPowerLoss,
+}
+
+fn every_io(kind: FaultKind, then: Then) {
     let seed = 11;
     let acts = trace(seed);
     let mut calm = World::new(seed);
@@ -54,8 +63,19 @@ fn every_io(kind: FaultKind) {
         let mut world = World::new(seed);
         world.fs.fail_at_io(world.fs.io_count() + k, kind);
         let ended = run(&mut world, &acts);
-        let what = format!("seed {seed}, {kind:?} at I/O {k} of {total}, trace ended: {ended}");
+        let what = format!("seed {seed}, {kind:?}, {then:?} at I/O {k} of {total}, trace ended: {ended}");
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            if matches!(then, Then::LifeThenPowerLoss) {
+                world.store = None;
+                world.fs.clear_faults();
+                world.fs.kill();
+                let _ = world.fatal.take();
+                world.reopen();
+                assert!(run(&mut world, &[Act::Maintain]));
+                world.store = None;
+                world.fs.crash_losing_unsynced();
+                world.reopen();
+            }
             world.recover_from(&what);
             // And it goes on working.
             assert!(run(&mut world, &[Act::Put(vec![(1, 1)]), Act::Sync, Act::Commit, Act::Apply]));
@@ -70,22 +90,32 @@ fn every_io(kind: FaultKind) {
 
 #[test]
 fn power_loss_before_any_io_recovers() {
-    every_io(FaultKind::CrashBefore);
+    every_io(FaultKind::CrashBefore, Then::PowerLoss);
 }
 
 #[test]
 fn power_loss_after_any_io_recovers() {
-    every_io(FaultKind::CrashAfter);
+    every_io(FaultKind::CrashAfter, Then::PowerLoss);
 }
 
 #[test]
 fn an_error_of_any_io_loses_nothing_durable() {
-    every_io(FaultKind::Eio);
+    every_io(FaultKind::Eio, Then::PowerLoss);
+}
+
+#[test]
+fn an_error_of_any_io_and_a_later_power_loss_lose_nothing_durable() {
+    every_io(FaultKind::Eio, Then::LifeThenPowerLoss);
 }
 
 #[test]
 fn a_full_disk_at_any_io_loses_nothing_durable() {
-    every_io(FaultKind::NoSpace);
+    every_io(FaultKind::NoSpace, Then::PowerLoss);
+}
+
+#[test]
+fn a_kill_at_any_io_and_a_later_power_loss_lose_nothing_durable() {
+    every_io(FaultKind::CrashAfter, Then::LifeThenPowerLoss);
 }
 
 /// Power loss at every I/O of making a store: afterwards there is one, or making it again works.

@@ -8,7 +8,10 @@
     reason = "a test fails by panicking and observes real processes"
 )]
 
+mod embedded;
 mod exhaustive;
+mod faults;
 mod model;
 mod planted;
+mod stall;
 mod world;

@@ -12,7 +12,7 @@ use mainstay_engine::fs::sim::SimFs;
 use mainstay_engine::store::{Identity, Store};
 use mainstay_engine::tree::View;
 use mainstay_engine::value::Value;
-use mainstay_engine::{ClusterId, CommitTs, Env, Epoch, Error, Lsn, Options, Result, TimelineId};
+use mainstay_engine::{ClusterId, CommitTs, Env, Error, Lsn, Options, Result, TimelineId};
 
 pub(crate) const DIR: &str = "/data";
 
@@ -85,7 +85,8 @@ impl World {
     }
 
     fn append(&mut self, batch: &Batch) -> Result<()> {
-        let position = self.store().append(Epoch(1), batch, &[])?;
+        let epoch = self.store().log().last().epoch;
+        let position = self.store().append(epoch, batch, &[])?;
         assert_eq!(position.lsn, Lsn(self.records.len() as u64 + 1));
         let mut body = Vec::new();
         batch.encode(&mut body);

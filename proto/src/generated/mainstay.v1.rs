@@ -845,6 +845,9 @@ pub struct ArchiveStatus {
     pub lag_ms: u64,
     #[prost(string, tag = "4")]
     pub last_error: ::prost::alloc::string::String,
+    /// The repository is known to hold no base backup: nothing of it can be restored.
+    #[prost(bool, tag = "5")]
+    pub no_base: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StorageStatus {
@@ -861,11 +864,14 @@ pub struct StorageStatus {
     #[prost(uint64, tag = "6")]
     pub history_floor_lsn: u64,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PromoteRequest {
-    /// Promote although committed records may be missing. Starts a new timeline.
+    /// Promote although committed records may be missing. Starts a new timeline then.
     #[prost(bool, tag = "1")]
     pub accept_loss: bool,
+    /// Nodes that will never come back with what they had: the operator's word stands for their promise.
+    #[prost(uint64, repeated, tag = "2")]
+    pub destroyed: ::prost::alloc::vec::Vec<u64>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PromoteResponse {
@@ -875,6 +881,12 @@ pub struct PromoteResponse {
     pub start_lsn: u64,
     #[prost(uint64, repeated, tag = "3")]
     pub sealed: ::prost::alloc::vec::Vec<u64>,
+    /// Committed records may be missing; a new timeline has begun.
+    #[prost(bool, tag = "4")]
+    pub lossy: bool,
+    /// The first record of the epoch is committed; until then nothing is acknowledged nor read.
+    #[prost(bool, tag = "5")]
+    pub committed: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CreateBackupRequest {}
@@ -1480,6 +1492,9 @@ pub struct ReplicaAck {
     /// Echo of the primary's clock, for round-trip and lag figures.
     #[prost(uint64, tag = "5")]
     pub sent_at_us: u64,
+    /// Echo of the newest round of reads.
+    #[prost(uint64, tag = "6")]
+    pub round: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PrimaryMessage {
@@ -1539,6 +1554,9 @@ pub struct Append {
     pub commit_lsn: u64,
     #[prost(uint64, tag = "4")]
     pub sent_at_us: u64,
+    /// The newest round of reads that waits to be answered in this epoch.
+    #[prost(uint64, tag = "5")]
+    pub round: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Refusal {
@@ -1564,8 +1582,19 @@ pub struct SealRequest {
     pub candidate_id: u64,
     #[prost(string, tag = "4")]
     pub candidate_addr: ::prost::alloc::string::String,
+    /// Nothing can have been committed on the candidate's timeline yet.
+    #[prost(bool, tag = "5")]
+    pub fresh: bool,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+/// A node that may have led, and the newest epoch it may have led.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Reign {
+    #[prost(uint64, tag = "1")]
+    pub node_id: u64,
+    #[prost(uint64, tag = "2")]
+    pub epoch: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SealResponse {
     #[prost(bool, tag = "1")]
     pub sealed: bool,
@@ -1586,6 +1615,14 @@ pub struct SealResponse {
     pub primary_id: u64,
     #[prost(string, tag = "9")]
     pub primary_addr: ::prost::alloc::string::String,
+    /// Whether the voter's word about its log counts; false after a replaced disk or while opening.
+    #[prost(bool, tag = "10")]
+    pub speaks: bool,
+    /// The newest epoch known to have begun, and who may have led since.
+    #[prost(uint64, tag = "11")]
+    pub begun_epoch: u64,
+    #[prost(message, repeated, tag = "12")]
+    pub may_have_led: ::prost::alloc::vec::Vec<Reign>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FetchCheckpointRequest {
@@ -1623,6 +1660,9 @@ pub struct CheckpointStart {
     pub cluster_id: ::prost::bytes::Bytes,
     #[prost(uint64, tag = "5")]
     pub timeline: u64,
+    /// End of the primary's log when it was asked.
+    #[prost(uint64, tag = "6")]
+    pub end_lsn: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CheckpointTable {

@@ -6,6 +6,7 @@
 
 mod primary;
 mod promote;
+mod reigns;
 mod replica;
 mod seal;
 
@@ -14,22 +15,25 @@ use std::collections::BTreeMap;
 use mainstay_engine::{Epoch, Lsn, Position};
 
 pub use primary::ReplicaProgress;
-pub use promote::NotPromoted;
+pub use promote::{Candidacy, NotPromoted};
+pub use reigns::Reigns;
 pub use seal::SealAnswer;
 
 use crate::rule::{NodeId, Rule};
 
 /// What a node must remember across restarts, written before anything that relies on it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Promise {
     /// Every message of an epoch below this one is refused \[I5\].
     pub sealed: Epoch,
     /// The node that leads, or tries to lead, the sealed epoch.
     pub primary: Option<NodeId>,
+    /// Who may have led since the last reign that is known to have begun.
+    pub reigns: Reigns,
 }
 
 /// A candidate's view of one sealed voter (or of itself).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sealed {
     /// The voter.
     pub node: NodeId,
@@ -37,6 +41,21 @@ pub struct Sealed {
     pub last: Position,
     /// What it knows to be committed.
     pub commit: Lsn,
+    /// Whether its word about its log counts: false for one that cannot say what it held before (a
+    /// replaced disk, data not open yet, a seed that has not caught up). Its promise counts anyway.
+    pub speaks: bool,
+    /// Whom it knows to have led, or sealed for.
+    pub reigns: Reigns,
+}
+
+/// How an operator wants a promotion.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Terms {
+    /// Go on although committed records may be missing.
+    pub accept_loss: bool,
+    /// Voters that will never come back with the data and the promises they had: the operator's word
+    /// stands for theirs.
+    pub destroyed: Vec<NodeId>,
 }
 
 /// Something that happened.
@@ -61,8 +80,10 @@ pub enum Event {
         last: Position,
         /// What this node knows to be committed.
         commit: Lsn,
-        /// Go on although committed records may be missing.
-        accept_loss: bool,
+        /// Whether this node's own word about its log counts, see [`Sealed::speaks`].
+        speaks: bool,
+        /// On what terms.
+        terms: Terms,
     },
     /// A voter sealed for this candidate.
     SealGranted {
@@ -82,6 +103,8 @@ pub enum Event {
     SealsIn,
     /// The `EpochStart` record of this node's new reign is in its log.
     EpochStarted {
+        /// The epoch.
+        epoch: Epoch,
         /// Its place.
         start: Lsn,
     },
@@ -93,6 +116,8 @@ pub enum Event {
         epoch: Epoch,
         /// Durable there up to here.
         durable: Lsn,
+        /// The newest round of reads it has answered.
+        round: u64,
     },
     /// A replica's stream ended.
     Disconnected {
@@ -137,6 +162,8 @@ pub enum Effect {
     PromotionFailed(NotPromoted),
     /// Raise this node's commit LSN.
     Commit(Lsn),
+    /// When this round of reads began, no other node had been promoted.
+    Confirmed(u64),
     /// Accept the records that came with the message.
     Accept,
     /// Refuse the message: a newer epoch is in force.
@@ -156,7 +183,7 @@ pub enum Role {
     /// Follows, or looks for, a primary.
     Replica,
     /// Collects seals.
-    Candidate(promote::Candidacy),
+    Candidate(Candidacy),
     /// Orders writes.
     Primary(primary::Reign),
 }
@@ -193,8 +220,8 @@ impl Core {
 
     /// What this node promised.
     #[must_use]
-    pub const fn promise(&self) -> Promise {
-        self.promise
+    pub const fn promise(&self) -> &Promise {
+        &self.promise
     }
 
     /// What this node is.
@@ -223,12 +250,12 @@ impl Core {
         match event {
             Event::Durable(lsn) => self.on_durable(lsn),
             Event::SealRequest { epoch, candidate, last, commit } => self.on_seal(epoch, candidate, last, commit),
-            Event::Promote { last, commit, accept_loss } => self.on_promote(last, commit, accept_loss),
+            Event::Promote { last, commit, speaks, terms } => self.on_promote(last, commit, speaks, terms),
             Event::SealGranted { epoch, sealed } => self.on_granted(epoch, sealed),
             Event::SealRefused { epoch, primary } => self.on_refused(epoch, primary),
             Event::SealsIn => self.on_seals_in(),
-            Event::EpochStarted { start } => self.on_epoch_started(start),
-            Event::Ack { node, epoch, durable } => self.on_ack(node, epoch, durable),
+            Event::EpochStarted { epoch, start } => self.on_epoch_started(epoch, start),
+            Event::Ack { node, epoch, durable, round } => self.on_ack(node, epoch, durable, round),
             Event::Disconnected { node } => self.on_disconnected(node),
             Event::FromPrimary { epoch, primary, commit, last } => self.on_from_primary(epoch, primary, commit, last),
         }

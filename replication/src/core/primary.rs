@@ -1,6 +1,6 @@
 //! The primary's side: durable acknowledgements become the commit LSN.
 //!
-//! Owns: the commit LSN of a reign. Never: committing a record of an older epoch other than through
+//! Owns: the commit LSN of a reign, and which rounds of reads are confirmed. Never: committing a record of an older epoch other than through
 //! this epoch's `EpochStart` (Raft §5.4.2), or by the word of a replica of another epoch \[I5\].
 
 use std::collections::BTreeMap;
@@ -17,6 +17,9 @@ pub struct Reign {
     start: Lsn,
     commit: Lsn,
     durable: BTreeMap<NodeId, Lsn>,
+    /// Newest round of reads that each replica answered.
+    rounds: BTreeMap<NodeId, u64>,
+    confirmed: u64,
 }
 
 impl Reign {
@@ -48,6 +51,17 @@ impl Reign {
             rule.committed(rule.set(holders))
         })
     }
+
+    /// The newest round of reads that enough nodes answered to rule out another primary.
+    fn confirmed_by(&self, rule: &Rule) -> Option<u64> {
+        let mut rounds: Vec<u64> = self.rounds.values().copied().collect();
+        rounds.sort_unstable_by(|a, b| b.cmp(a));
+        rounds.dedup();
+        rounds.into_iter().find(|round| {
+            let answered = self.rounds.iter().filter(|(_, r)| *r >= round).map(|(node, _)| *node);
+            rule.confirms_reads(rule.set(answered.chain([rule.primary()])))
+        })
+    }
 }
 
 /// What a replica reported last.
@@ -60,12 +74,30 @@ pub struct ReplicaProgress {
 }
 
 impl Core {
-    pub(super) fn on_epoch_started(&mut self, start: Lsn) -> Vec<Effect> {
-        let Role::Candidate(_) = self.role else { return Vec::new() };
-        let reign = Reign { epoch: self.promise.sealed, start, commit: Lsn::ZERO, durable: BTreeMap::new() };
-        self.role = Role::Primary(reign);
+    pub(super) fn on_epoch_started(&mut self, epoch: Epoch, start: Lsn) -> Vec<Effect> {
+        match &self.role {
+            Role::Candidate(c) if c.epoch() == epoch => {}
+            // Meanwhile a newer epoch came along: the record stays uncommitted.
+            Role::Candidate(_) | Role::Replica | Role::Primary(_) => return Vec::new(),
+        }
+        self.role = Role::Primary(Reign {
+            epoch,
+            start,
+            commit: Lsn::ZERO,
+            durable: BTreeMap::new(),
+            rounds: BTreeMap::new(),
+            confirmed: 0,
+        });
         self.progress.clear();
-        vec![Effect::RoleChanged]
+        self.promise.reigns.began(self.me, epoch);
+        vec![Effect::Persist(self.promise.clone()), Effect::RoleChanged]
+    }
+
+    /// Whether the nodes connected now could commit a record.
+    #[must_use]
+    pub fn can_commit(&self) -> bool {
+        let connected = self.progress.iter().filter(|(_, p)| p.connected).map(|(node, _)| *node);
+        self.rule.committed(self.rule.set(connected.chain([self.me])))
     }
 
     /// The rule under which this node now collects acknowledgements (set with `StartEpoch`).
@@ -77,7 +109,7 @@ impl Core {
         self.note_durable(self.me, lsn)
     }
 
-    pub(super) fn on_ack(&mut self, node: NodeId, epoch: Epoch, durable: Lsn) -> Vec<Effect> {
+    pub(super) fn on_ack(&mut self, node: NodeId, epoch: Epoch, durable: Lsn, round: u64) -> Vec<Effect> {
         // An acknowledgement given under another epoch says nothing about this log [I5].
         if self.leads() != Some(epoch) {
             return Vec::new();
@@ -85,7 +117,20 @@ impl Core {
         let progress = self.progress.entry(node).or_default();
         progress.connected = true;
         progress.durable = progress.durable.max(durable);
-        self.note_durable(node, durable)
+        let mut effects = self.note_durable(node, durable);
+        effects.extend(self.note_round(node, round));
+        effects
+    }
+
+    /// A replica that answered a round had not sealed for a newer epoch when it did. Whoever was
+    /// promoted before the round began had sealed one of those that answered \[I5\].
+    fn note_round(&mut self, node: NodeId, round: u64) -> Option<Effect> {
+        let Role::Primary(reign) = &mut self.role else { return None };
+        let newest = reign.rounds.entry(node).or_default();
+        *newest = (*newest).max(round);
+        let confirmed = reign.confirmed_by(&self.rule).filter(|r| *r > reign.confirmed)?;
+        reign.confirmed = confirmed;
+        Some(Effect::Confirmed(confirmed))
     }
 
     pub(super) fn on_disconnected(&mut self, node: NodeId) -> Vec<Effect> {

@@ -4,7 +4,7 @@
 
 use mainstay_engine::{Epoch, Lsn, Position};
 
-use super::{Core, Effect, Promise, Role};
+use super::{Core, Effect, Role};
 use crate::rule::NodeId;
 
 /// A voter's answer to a candidate.
@@ -34,9 +34,10 @@ impl Core {
             return vec![granted];
         }
         if epoch <= self.promise.sealed {
-            let Promise { sealed, primary } = self.promise;
-            return vec![Effect::Answer(SealAnswer::Refused { epoch: sealed, primary })];
+            let (epoch, primary) = (self.promise.sealed, self.promise.primary);
+            return vec![Effect::Answer(SealAnswer::Refused { epoch, primary })];
         }
+        self.promise.reigns.sealed_for(candidate, epoch);
         let mut effects = self.adopt(epoch, Some(candidate));
         effects.push(granted);
         effects
@@ -44,11 +45,11 @@ impl Core {
 
     /// Moves to a newer epoch led by somebody else. The promise comes first.
     pub(super) fn adopt(&mut self, epoch: Epoch, primary: Option<NodeId>) -> Vec<Effect> {
-        self.promise = Promise { sealed: epoch, primary };
+        (self.promise.sealed, self.promise.primary) = (epoch, primary);
         let was_replica = matches!(self.role, Role::Replica);
         self.role = Role::Replica;
         self.progress.clear();
-        let mut effects = vec![Effect::Persist(self.promise)];
+        let mut effects = vec![Effect::Persist(self.promise.clone())];
         if !was_replica || primary.is_some() {
             effects.push(Effect::RoleChanged);
         }

@@ -15,12 +15,21 @@ fn rule(mode: Mode, n: u64) -> Rule {
     Rule::new(mode, (1..=n).map(NodeId).collect(), NodeId(1), 1).unwrap()
 }
 
+fn word(node: u64, epoch: u64, lsn: u64) -> Sealed {
+    let (last, reigns) = (pos(epoch, lsn), Reigns::default());
+    Sealed { node: NodeId(node), last, commit: Lsn(0), speaks: true, reigns }
+}
+
 fn sealed(node: u64, epoch: u64, lsn: u64) -> Event {
-    Event::SealGranted { epoch: Epoch(1), sealed: Sealed { node: NodeId(node), last: pos(epoch, lsn), commit: Lsn(0) } }
+    Event::SealGranted { epoch: Epoch(1), sealed: word(node, epoch, lsn) }
+}
+
+fn promote_on(lsn: u64, terms: Terms) -> Event {
+    Event::Promote { last: pos(0, lsn), commit: Lsn(0), speaks: true, terms }
 }
 
 fn promote(lsn: u64) -> Event {
-    Event::Promote { last: pos(0, lsn), commit: Lsn(0), accept_loss: false }
+    promote_on(lsn, Terms::default())
 }
 
 /// A primary of epoch 1 among three whose `EpochStart` is record 1.
@@ -32,12 +41,16 @@ fn primary(mode: Mode) -> Core {
     let effects = core.step(Event::SealsIn);
     let [Effect::StartEpoch { rule, lossy: false, .. }] = &effects[..] else { panic!("{effects:?}") };
     core.set_rule(rule.clone());
-    core.step(Event::EpochStarted { start: Lsn(1) });
+    core.step(Event::EpochStarted { epoch: Epoch(1), start: Lsn(1) });
     core
 }
 
+fn answer(node: u64, epoch: u64, lsn: u64, round: u64) -> Event {
+    Event::Ack { node: NodeId(node), epoch: Epoch(epoch), durable: Lsn(lsn), round }
+}
+
 fn ack(node: u64, epoch: u64, lsn: u64) -> Event {
-    Event::Ack { node: NodeId(node), epoch: Epoch(epoch), durable: Lsn(lsn) }
+    answer(node, epoch, lsn, 0)
 }
 
 #[test]
@@ -64,7 +77,7 @@ fn nothing_commits_before_the_epoch_start_does() {
     core.step(promote(8));
     core.step(sealed(2, 0, 8));
     core.step(Event::SealsIn);
-    core.step(Event::EpochStarted { start: Lsn(9) });
+    core.step(Event::EpochStarted { epoch: Epoch(1), start: Lsn(9) });
     core.step(ack(2, 1, 8));
     assert_eq!(core.step(Event::Durable(Lsn(8))), [], "records of an older epoch commit only through EpochStart");
     core.step(Event::Durable(Lsn(9)));
@@ -95,7 +108,9 @@ fn a_sealed_node_refuses_every_older_epoch() {
         last: Lsn(7),
     };
     assert_eq!(core.step(from(1, 1)).last(), Some(&Effect::Commit(Lsn(7))), "never beyond its own log");
-    assert_eq!(core.step(seal(2, 2))[0], Effect::Persist(Promise { sealed: Epoch(2), primary: Some(NodeId(2)) }));
+    let effects = core.step(seal(2, 2));
+    assert_eq!(effects[0], Effect::Persist(core.promise().clone()), "the promise comes first");
+    assert_eq!((core.promise().sealed, core.promise().primary), (Epoch(2), Some(NodeId(2))));
     assert_eq!(core.step(from(1, 1)), [Effect::Refuse { epoch: Epoch(2), primary: Some(NodeId(2)) }]);
     assert_eq!(
         core.step(from(2, 1)),
@@ -122,34 +137,137 @@ fn a_deposed_primary_steps_down() {
     assert_eq!(q.step(ack(3, 1, 9)), [], "it commits nothing any more");
 }
 
-#[test]
-fn promotion_needs_proof_that_nothing_committed_is_missing() {
-    let failed = |effects: Vec<Effect>| match &effects[0] {
+fn failed(effects: Vec<Effect>) -> NotPromoted {
+    match &effects[0] {
         Effect::PromotionFailed(why) => why.clone(),
         other => panic!("{other:?}"),
-    };
+    }
+}
+
+#[test]
+fn promotion_needs_proof_that_nothing_committed_is_missing() {
     // Semi-sync 1 with the primary gone needs both survivors (CloudNativePG#8679).
     let mut core = Core::new(NodeId(2), rule(Mode::SemiSync { k: 1 }, 3), Promise::default());
     core.step(promote(5));
-    assert_eq!(failed(core.step(Event::SealsIn)), NotPromoted::NotEnough { have: vec![2], missing: vec![1, 3] });
+    assert_eq!(failed(core.step(Event::SealsIn)), NotPromoted::NoMajority { have: vec![2], missing: vec![1, 3] });
     // A newer log elsewhere wins.
     core.step(promote(5));
-    core.step(Event::SealGranted {
-        epoch: Epoch(2),
-        sealed: Sealed { node: NodeId(3), last: pos(0, 6), commit: Lsn(0) },
-    });
+    core.step(Event::SealGranted { epoch: Epoch(2), sealed: word(3, 0, 6) });
     assert_eq!(failed(core.step(Event::SealsIn)), NotPromoted::Behind { node: NodeId(3), last: pos(0, 6) });
-    // Async never promotes without the primary unless told to accept the loss.
-    let mut core = Core::new(NodeId(2), rule(Mode::Async, 3), Promise::default());
-    core.step(promote(5));
-    core.step(sealed(3, 0, 5));
-    assert!(matches!(failed(core.step(Event::SealsIn)), NotPromoted::NotEnough { .. }));
-    core.step(Event::Promote { last: pos(0, 5), commit: Lsn(0), accept_loss: true });
-    assert!(matches!(core.step(Event::SealsIn)[..], [Effect::StartEpoch { lossy: true, .. }]));
     // A voter in a later epoch ends the candidacy and is followed.
+    core.step(promote(5));
     let effects = core.step(Event::SealRefused { epoch: Epoch(9), primary: Some(NodeId(3)) });
     assert_eq!(failed(effects), NotPromoted::NewerEpoch { epoch: Epoch(9), primary: Some(NodeId(3)) });
-    assert_eq!(core.promise(), Promise { sealed: Epoch(9), primary: Some(NodeId(3)) });
+    assert_eq!((core.promise().sealed, core.promise().primary), (Epoch(9), Some(NodeId(3))));
+}
+
+#[test]
+fn a_promise_counts_where_the_word_does_not() {
+    // Node 3 is a replaced disk: it seals, but what it held nobody knows.
+    let mut core = Core::new(NodeId(2), rule(Mode::Quorum, 3), Promise::default());
+    let mute = |epoch| Event::SealGranted { epoch: Epoch(epoch), sealed: Sealed { speaks: false, ..word(3, 0, 9) } };
+    core.step(promote(5));
+    core.step(mute(1));
+    assert_eq!(failed(core.step(Event::SealsIn)), NotPromoted::NotProven { have: vec![2], missing: vec![1, 3] });
+    core.step(promote_on(5, Terms { accept_loss: true, destroyed: vec![] }));
+    core.step(mute(2));
+    assert!(matches!(core.step(Event::SealsIn)[..], [Effect::StartEpoch { lossy: true, .. }]));
+}
+
+#[test]
+fn accepting_a_loss_does_not_replace_the_promises_of_a_majority() {
+    let mut core = Core::new(NodeId(2), rule(Mode::Quorum, 3), Promise::default());
+    core.step(promote_on(5, Terms { accept_loss: true, destroyed: vec![] }));
+    assert_eq!(failed(core.step(Event::SealsIn)), NotPromoted::NoMajority { have: vec![2], missing: vec![1, 3] });
+    // Naming the destroyed voters does; that they held nothing else is still to be accepted.
+    let destroyed = vec![NodeId(1), NodeId(3)];
+    core.step(promote_on(5, Terms { accept_loss: false, destroyed: destroyed.clone() }));
+    assert!(matches!(failed(core.step(Event::SealsIn)), NotPromoted::NotProven { .. }));
+    core.step(promote_on(5, Terms { accept_loss: true, destroyed }));
+    assert!(matches!(core.step(Event::SealsIn)[..], [Effect::StartEpoch { lossy: true, .. }]));
+}
+
+/// Async: whoever may have led must be among the sealed, also one that only this voter sealed for.
+#[test]
+fn an_async_promotion_without_loss_needs_everybody_who_may_have_led() {
+    let granted =
+        |epoch, node, reigns| Event::SealGranted { epoch: Epoch(epoch), sealed: Sealed { reigns, ..word(node, 0, 5) } };
+    let mut core = Core::new(NodeId(1), rule(Mode::Async, 3), Promise::default());
+    // Node 1 led by configuration; node 3 once sealed for node 2, which may have won.
+    let sealed_for_2 = Reigns::from_parts(Epoch(1), [(NodeId(1), Epoch(1)), (NodeId(2), Epoch(2))]);
+    core.step(promote(5));
+    core.step(granted(1, 3, sealed_for_2));
+    assert!(matches!(failed(core.step(Event::SealsIn)), NotPromoted::NotProven { .. }), "node 2 may have led");
+    // With node 2 itself among them all is here.
+    core.step(promote(5));
+    core.step(granted(2, 2, Reigns::from_parts(Epoch(2), [(NodeId(2), Epoch(2))])));
+    assert!(matches!(core.step(Event::SealsIn)[..], [Effect::StartEpoch { lossy: false, .. }]));
+    // Without the configured primary, and nothing known of anybody else: not proven.
+    let mut core = Core::new(NodeId(2), rule(Mode::Async, 3), Promise::default());
+    core.step(promote(5));
+    core.step(granted(1, 3, Reigns::default()));
+    assert!(matches!(failed(core.step(Event::SealsIn)), NotPromoted::NotProven { .. }));
+}
+
+#[test]
+fn who_led_is_remembered_from_its_first_message_on() {
+    let mut core = Core::new(NodeId(3), rule(Mode::Async, 3), Promise::default());
+    let seal = Event::SealRequest { epoch: Epoch(2), candidate: NodeId(2), last: pos(0, 1), commit: Lsn(0) };
+    core.step(seal);
+    assert_eq!(core.promise().reigns, Reigns::from_parts(Epoch(0), [(NodeId(2), Epoch(2))]));
+    let message = || Event::FromPrimary { epoch: Epoch(2), primary: NodeId(2), commit: Lsn(0), last: Lsn(1) };
+    let effects = core.step(message());
+    assert_eq!(effects, [Effect::Persist(core.promise().clone()), Effect::Accept]);
+    assert_eq!(core.promise().reigns, Reigns::from_parts(Epoch(2), [(NodeId(2), Epoch(2))]));
+    assert_eq!(core.step(message()), [Effect::Accept], "persisted once");
+}
+
+#[test]
+fn reads_are_confirmed_by_answers_of_this_epoch_only() {
+    let mut q = primary(Mode::Quorum);
+    assert_eq!(q.step(answer(2, 0, 1, 7)), [], "an answer of another epoch");
+    assert_eq!(q.step(answer(2, 1, 0, 7)), [Effect::Confirmed(7)]);
+    assert_eq!(q.step(answer(3, 1, 0, 6)), [], "an older round is no news");
+    assert_eq!(q.step(answer(3, 1, 0, 8)), [Effect::Confirmed(8)]);
+    q.step(Event::SealRequest { epoch: Epoch(2), candidate: NodeId(2), last: pos(1, 5), commit: Lsn(5) });
+    assert_eq!(q.step(answer(3, 1, 0, 9)), [], "deposed");
+    // Five nodes: two answers and the primary make a majority, one does not.
+    let mut five = Core::new(NodeId(1), rule(Mode::Quorum, 5), Promise::default());
+    five.step(promote(0));
+    for node in 2..=5 {
+        five.step(sealed(node, 0, 0));
+    }
+    five.step(Event::SealsIn);
+    five.step(Event::EpochStarted { epoch: Epoch(1), start: Lsn(1) });
+    assert_eq!(five.step(answer(4, 1, 0, 3)), []);
+    assert_eq!(five.step(answer(5, 1, 0, 2)), [Effect::Confirmed(2)]);
+}
+
+#[test]
+fn a_primary_that_cannot_commit_may_be_promoted_again_and_a_healthy_one_not() {
+    let mut q = primary(Mode::Sync);
+    for node in [2, 3] {
+        q.step(ack(node, 1, 1));
+    }
+    assert_eq!(failed(q.step(promote(1))), NotPromoted::AlreadyPrimary(Epoch(1)));
+    q.step(Event::Disconnected { node: NodeId(3) });
+    q.step(promote(1));
+    q.step(Event::SealGranted { epoch: Epoch(2), sealed: word(2, 0, 1) });
+    let effects = q.step(Event::SealsIn);
+    let [Effect::StartEpoch { rule, lossy: false, .. }] = &effects[..] else { panic!("{effects:?}") };
+    assert_eq!(rule.in_sync(), [NodeId(1), NodeId(2)]);
+    assert!(rule.is_degraded());
+}
+
+#[test]
+fn a_reign_that_was_overtaken_does_not_begin() {
+    let mut core = Core::new(NodeId(1), rule(Mode::Quorum, 3), Promise::default());
+    core.step(promote(0));
+    core.step(sealed(2, 0, 0));
+    assert!(matches!(core.step(Event::SealsIn)[..], [Effect::StartEpoch { .. }]));
+    core.step(Event::SealRequest { epoch: Epoch(2), candidate: NodeId(2), last: pos(0, 0), commit: Lsn(0) });
+    assert_eq!(core.step(Event::EpochStarted { epoch: Epoch(1), start: Lsn(1) }), []);
+    assert_eq!(core.leads(), None);
 }
 
 /// A node of the random cluster: its core, and its log as the epochs of its records.
@@ -198,7 +316,7 @@ fn run(seed: u64, mode: Mode, n: u64) -> Result<(usize, usize), String> {
                 let node = &mut nodes[i];
                 node.log.truncate(node.durable);
                 node.commit = 0;
-                node.core = Core::new(node.core.me(), rule(mode, n), node.disk);
+                node.core = Core::new(node.core.me(), rule(mode, n), node.disk.clone());
             }
             _ => {
                 let unreachable = pick(n as usize);
@@ -259,7 +377,7 @@ fn ship(nodes: &mut [Node], from: usize, to: usize, committed: &mut Vec<u64>) ->
     let effects = target.core.step(Event::FromPrimary { epoch, primary, commit, last });
     settle(target, effects, committed)?;
     let node = target.core.me();
-    let effects = nodes[from].core.step(Event::Ack { node, epoch, durable: last });
+    let effects = nodes[from].core.step(Event::Ack { node, epoch, durable: last, round: 0 });
     settle(&mut nodes[from], effects, committed)
 }
 
@@ -270,7 +388,8 @@ fn elect(nodes: &mut [Node], i: usize, unreachable: usize, committed: &[u64]) ->
     nodes[i].durable = nodes[i].log.len();
     let (last, commit) = facts(&nodes[i]);
     let me = nodes[i].core.me();
-    let effects = nodes[i].core.step(Event::Promote { last, commit, accept_loss: false });
+    let event = Event::Promote { last, commit, speaks: true, terms: Terms::default() };
+    let effects = nodes[i].core.step(event);
     let Some(Effect::SendSeals { epoch }) = effects.last().cloned() else { return Ok(false) };
     settle(&mut nodes[i], effects, &mut Vec::new())?;
     for j in (0..nodes.len()).filter(|j| *j != i && *j != unreachable) {
@@ -280,7 +399,8 @@ fn elect(nodes: &mut [Node], i: usize, unreachable: usize, committed: &[u64]) ->
         settle(&mut nodes[j], effects, &mut Vec::new())?;
         let event = match answer {
             Some(SealAnswer::Granted { last, commit }) => {
-                Event::SealGranted { epoch, sealed: Sealed { node: nodes[j].core.me(), last, commit } }
+                let (node, reigns) = (nodes[j].core.me(), nodes[j].core.promise().reigns.clone());
+                Event::SealGranted { epoch, sealed: Sealed { node, last, commit, speaks: true, reigns } }
             }
             Some(SealAnswer::Refused { epoch, primary }) => Event::SealRefused { epoch, primary },
             None => return Err("a seal request without an answer".into()),
@@ -298,7 +418,8 @@ fn elect(nodes: &mut [Node], i: usize, unreachable: usize, committed: &[u64]) ->
     nodes[i].core.set_rule(rule);
     nodes[i].log.push(epoch.0);
     let start = Lsn(nodes[i].log.len() as u64);
-    nodes[i].core.step(Event::EpochStarted { start });
+    let effects = nodes[i].core.step(Event::EpochStarted { epoch, start });
+    settle(&mut nodes[i], effects, &mut Vec::new())?;
     Ok(true)
 }
 
@@ -312,6 +433,7 @@ fn no_schedule_loses_a_committed_record() {
             (Mode::SemiSync { k: 1 }, 3),
             (Mode::Quorum, 5),
             (Mode::SemiSync { k: 2 }, 5),
+            (Mode::Async, 3),
         ] {
             match run(seed, mode, n) {
                 Ok((r, e)) => {

@@ -8,14 +8,18 @@ use std::time::Duration;
 use mainstay_engine::limits::TIMELINE_LSN_JUMP;
 use mainstay_engine::record::{Kind, TimelineStart};
 use mainstay_engine::store::Store;
-use mainstay_engine::{Epoch, Lsn, Result, TimelineId};
+use mainstay_engine::{ClusterId, Epoch, Lsn, Result, TimelineId};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
 
-use super::{Driver, RETRY, RoleName, SealRequest, blocking};
-use crate::core::{Effect, Event, NotPromoted, Sealed};
+use super::{Driver, RETRY, SealReply, SealRequest, blocking};
+use crate::core::{Candidacy, Effect, Event, NotPromoted, Role, Sealed, Terms};
 use crate::rule::{NodeId, Rule};
 
 /// How long a candidate waits for voters that do not answer.
 const SEAL_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long it waits for the rest when those that answered are enough.
+const GRACE: Duration = Duration::from_millis(100);
 
 /// A promotion that came about.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +28,26 @@ pub struct Promoted {
     pub epoch: Epoch,
     /// LSN of its `EpochStart` record.
     pub start: Lsn,
+    /// Whether committed records may be missing; then a new timeline has begun.
+    pub lossy: bool,
+}
+
+/// What an answer says of a voter. A node that cannot say what it held counts where nothing can have
+/// been committed.
+fn sealed(node: NodeId, reply: &SealReply, fresh: bool) -> Sealed {
+    let speaks = reply.speaks || fresh;
+    Sealed { node, last: reply.last, commit: reply.commit, speaks, reigns: reply.reigns.clone() }
+}
+
+/// The next answer; `None` when all have come, or when those that came have been enough for a while.
+async fn next_answer(
+    answers: &mut mpsc::Receiver<(NodeId, SealReply)>,
+    enough: &mut Option<Instant>,
+) -> Option<(NodeId, SealReply)> {
+    match *enough {
+        None => answers.recv().await,
+        Some(until) => tokio::time::timeout_at(until, answers.recv()).await.ok().flatten(),
+    }
 }
 
 /// Whether nothing can have been committed on this log's timeline yet: it was just created, or just
@@ -48,22 +72,29 @@ fn is_fresh(store: &Store) -> Result<bool> {
 impl Driver {
     /// Makes this node primary, if the voters that answer prove that nothing committed is missing
     /// (or the loss is accepted). Returns once the `EpochStart` record is in the log; it commits
-    /// when the rule is met.
+    /// when the rule is met. Asks first what would come of it: short of [`NotPromoted::Unfinished`]
+    /// a failed promotion has changed nothing.
     ///
     /// # Errors
     /// The outer error is a local one after which the node must not go on; the inner one says why
     /// the node was not promoted.
-    pub async fn promote(self: &Arc<Self>, accept_loss: bool) -> Result<std::result::Result<Promoted, NotPromoted>> {
+    pub async fn promote(self: &Arc<Self>, terms: Terms) -> Result<std::result::Result<Promoted, NotPromoted>> {
         let _one = self.promoting.lock().await;
         let Some(store) = self.store().cloned() else {
-            let missing = self.others().iter().map(|n| n.0).collect();
-            return Ok(Err(NotPromoted::NotEnough { have: Vec::new(), missing }));
+            let missing = self.settings.rule.voters().iter().map(|n| n.0).collect();
+            return Ok(Err(NotPromoted::NotProven { have: Vec::new(), missing }));
         };
+        let source = Arc::clone(&store);
+        let fresh = blocking(move || is_fresh(&source)).await?;
+        if let Some(why) = self.outlook(&terms, fresh).await? {
+            return Ok(Err(why));
+        }
         let this = Arc::clone(self);
         let effects = blocking(move || {
+            let speaks = this.speaks()? || fresh;
             let gate = this.gate();
             let (last, commit) = this.end_of_log();
-            let effects = this.step(Event::Promote { last, commit, accept_loss })?;
+            let effects = this.step(Event::Promote { last, commit, speaks, terms })?;
             drop(gate);
             // What is counted is what stands when the promise is given, durable before anybody asks.
             this.sync_to(last.lsn)?;
@@ -79,60 +110,134 @@ impl Driver {
             }
         }
         let Some(epoch) = epoch else { return Ok(Err(NotPromoted::AlreadyPrimary(self.promise().sealed))) };
-        if let Some(why) = self.collect_seals(epoch).await? {
-            return Ok(Err(why));
-        }
-        let this = Arc::clone(self);
-        blocking(move || this.decide(&store)).await
+        let decided = match self.collect_seals(epoch, fresh).await? {
+            Some(why) => Err(why),
+            None => {
+                let this = Arc::clone(self);
+                blocking(move || this.decide(&store)).await?
+            }
+        };
+        Ok(decided.map_err(|why| match why {
+            NotPromoted::NewerEpoch { .. } => why,
+            why => NotPromoted::Unfinished { epoch, node: self.settings.me, why: Box::new(why) },
+        }))
     }
 
-    async fn collect_seals(self: &Arc<Self>, epoch: Epoch) -> Result<Option<NotPromoted>> {
-        let store = self.store().cloned();
-        let fresh = blocking(move || store.map_or(Ok(true), |s| is_fresh(&s))).await?;
-        let request = SealRequest { cluster: self.identity().cluster, epoch, candidate: self.settings.me };
-        let mut calls = tokio::task::JoinSet::new();
-        for node in self.others() {
-            let transport = Arc::clone(&self.transport);
-            calls.spawn(async move { (node, tokio::time::timeout(SEAL_TIMEOUT, transport.seal(node, request)).await) });
+    /// What stands against a promotion now, by what the voters say without being sealed.
+    async fn outlook(self: &Arc<Self>, terms: &Terms, fresh: bool) -> Result<Option<NotPromoted>> {
+        let leads = {
+            let core = self.core();
+            core.leads().filter(|_| core.can_commit())
+        };
+        if let Some(epoch) = leads {
+            return Ok(Some(NotPromoted::AlreadyPrimary(epoch)));
         }
-        while let Some(call) = calls.join_next().await {
-            // A voter that cannot be reached simply does not count.
-            let Ok((node, Ok(Ok(reply)))) = call else { continue };
-            // A node that cannot say what it held counts only where nothing can have been committed.
-            let mute = reply.cluster.0 == 0 && !fresh;
-            let foreign = mute || (reply.cluster.0 != 0 && reply.cluster != request.cluster);
-            let event = if reply.granted && !foreign {
-                Event::SealGranted { epoch, sealed: Sealed { node, last: reply.last, commit: reply.commit } }
-            } else if foreign {
+        let this = Arc::clone(self);
+        let own = blocking(move || {
+            let (last, commit) = this.end_of_log();
+            let speaks = this.speaks()? || fresh;
+            Ok(Sealed { node: this.settings.me, last, commit, speaks, reigns: this.promise().reigns })
+        })
+        .await?;
+        let mut outlook = Candidacy::new(Epoch(0), terms.clone(), own);
+        let cluster = self.identity().cluster;
+        let mut newest = (self.promise().sealed, None);
+        let mut answers = self.ask_each(SealRequest::who_is_there(self.settings.me));
+        let mut enough = None;
+        while let Some((node, reply)) = next_answer(&mut answers, &mut enough).await {
+            if reply.cluster != cluster && reply.cluster != ClusterId(0) {
                 continue;
+            }
+            newest = newest.max((reply.epoch, reply.primary));
+            outlook.add(sealed(node, &reply, fresh));
+            if self.core().judge(&outlook) == Ok(false) {
+                enough.get_or_insert_with(|| Instant::now() + GRACE);
+            }
+        }
+        let (epoch, primary) = newest;
+        if epoch > self.promise().sealed {
+            // The new epoch must be above every one that a voter has sealed for.
+            let this = Arc::clone(self);
+            blocking(move || this.hear_of(epoch, primary)).await?;
+        }
+        Ok(self.core().judge(&outlook).err())
+    }
+
+    async fn collect_seals(self: &Arc<Self>, epoch: Epoch, fresh: bool) -> Result<Option<NotPromoted>> {
+        let cluster = self.identity().cluster;
+        let request = SealRequest { cluster, epoch, candidate: self.settings.me, fresh };
+        let mut answers = self.ask_each(request);
+        let mut enough = None;
+        while let Some((node, reply)) = next_answer(&mut answers, &mut enough).await {
+            if reply.cluster != cluster && reply.cluster != ClusterId(0) {
+                continue;
+            }
+            let event = if reply.granted {
+                Event::SealGranted { epoch, sealed: sealed(node, &reply, fresh) }
             } else {
                 Event::SealRefused { epoch: reply.epoch, primary: reply.primary }
             };
             let this = Arc::clone(self);
-            for effect in blocking(move || this.step(event)).await? {
+            let effects = blocking(move || {
+                let _gate = this.gate();
+                this.step(event)
+            });
+            for effect in effects.await? {
                 if let Effect::PromotionFailed(why) = effect {
                     return Ok(Some(why));
                 }
+            }
+            let core = self.core();
+            if let Role::Candidate(c) = core.role()
+                && core.judge(c) == Ok(false)
+            {
+                enough.get_or_insert_with(|| Instant::now() + GRACE);
             }
         }
         Ok(None)
     }
 
+    /// Sends a request to every other voter; the calls come to their end even when nobody waits for
+    /// the answers any more.
+    pub(super) fn ask_each(&self, request: SealRequest) -> mpsc::Receiver<(NodeId, SealReply)> {
+        let (tx, rx) = mpsc::channel(self.settings.rule.voters().len());
+        for node in self.others() {
+            let (transport, tx) = (Arc::clone(&self.transport), tx.clone());
+            tokio::spawn(async move {
+                // A voter that cannot be reached simply does not count.
+                if let Ok(Ok(reply)) = tokio::time::timeout(SEAL_TIMEOUT, transport.seal(node, request)).await {
+                    let _ = tx.send((node, reply)).await;
+                }
+            });
+        }
+        rx
+    }
+
+    /// Nothing that changes a promise comes between the decision and the first record of the reign.
     fn decide(&self, store: &Arc<Store>) -> Result<std::result::Result<Promoted, NotPromoted>> {
+        let _gate = self.gate();
         for effect in self.step(Event::SealsIn)? {
             match effect {
-                Effect::StartEpoch { epoch, rule, lossy } => {
-                    return self.start_epoch(store, epoch, rule, lossy).map(Ok);
-                }
+                Effect::StartEpoch { epoch, rule, lossy } => return self.start_epoch(store, epoch, rule, lossy),
                 Effect::PromotionFailed(why) => return Ok(Err(why)),
                 _ => {}
             }
         }
-        let epoch = self.promise().sealed;
-        Ok(Err(NotPromoted::NewerEpoch { epoch, primary: self.promise().primary }))
+        Ok(Err(self.newer_epoch()))
     }
 
-    fn start_epoch(&self, store: &Arc<Store>, epoch: Epoch, rule: Rule, lossy: bool) -> Result<Promoted> {
+    fn newer_epoch(&self) -> NotPromoted {
+        let promise = self.promise();
+        NotPromoted::NewerEpoch { epoch: promise.sealed, primary: promise.primary }
+    }
+
+    fn start_epoch(
+        &self,
+        store: &Arc<Store>,
+        epoch: Epoch,
+        rule: Rule,
+        lossy: bool,
+    ) -> Result<std::result::Result<Promoted, NotPromoted>> {
         self.core().set_rule(rule);
         let last = store.log().last();
         if lossy || last.lsn == Lsn::ZERO {
@@ -144,6 +249,8 @@ impl Driver {
             let lsn = if fresh { Lsn(1) } else { Lsn(last.lsn.0.saturating_add(TIMELINE_LSN_JUMP)) };
             store.append_timeline_start(epoch, start, lsn)?;
             if !fresh {
+                // The directory must not name a timeline that its log never had.
+                store.log().sync_to(lsn)?;
                 store.set_timeline(timeline)?;
             }
         }
@@ -152,10 +259,13 @@ impl Driver {
             // Whoever is not there yet will ask for what it lacks.
             let _ = self.claim(store, node, store.log().oldest());
         }
-        self.step(Event::EpochStarted { start })?;
+        self.step(Event::EpochStarted { epoch, start })?;
+        if self.core().leads() != Some(epoch) {
+            return Ok(Err(self.newer_epoch()));
+        }
         // The durable watermark may stand there already; the core has to hear it once.
         self.step(Event::Durable(store.durable().get()))?;
-        Ok(Promoted { epoch, start })
+        Ok(Ok(Promoted { epoch, start, lossy }))
     }
 
     /// The configured primary's attempt at start, and a promoted one's after a restart.
@@ -164,9 +274,8 @@ impl Driver {
         if self.yield_to_newer().await? {
             return Ok(());
         }
-        match self.promote(false).await? {
+        match self.promote(Terms::default()).await? {
             Ok(done) => {
-                self.set_trouble(Some(RoleName::Primary), None);
                 tracing::info!(epoch = done.epoch.0, start = done.start.0, "became primary");
                 return Ok(());
             }
@@ -181,7 +290,7 @@ impl Driver {
     }
 
     /// Adopts the newest epoch that a peer knows to be led by another node.
-    async fn yield_to_newer(self: &Arc<Self>) -> Result<bool> {
+    pub(super) async fn yield_to_newer(self: &Arc<Self>) -> Result<bool> {
         let (sealed, cluster) = (self.promise().sealed, self.identity().cluster);
         let newest =
             self.ask_all().await.into_iter().map(|(_, r)| r).filter(|r| r.cluster == cluster).max_by_key(|r| r.epoch);
@@ -190,8 +299,7 @@ impl Driver {
             return Ok(false);
         };
         let this = Arc::clone(self);
-        let event = Event::SealRefused { epoch: reply.epoch, primary: reply.primary };
-        blocking(move || this.step(event)).await?;
+        blocking(move || this.hear_of(reply.epoch, reply.primary)).await?;
         Ok(self.promise().primary != Some(self.settings.me))
     }
 

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use mainstay_engine::store::{Identity, Store};
-use mainstay_engine::{ClusterId, Epoch, Result};
+use mainstay_engine::{ClusterId, Error, Result};
 
 use super::{Driver, RETRY, RoleName, SealReply, SealRequest, blocking};
 use crate::rule::NodeId;
@@ -19,10 +19,10 @@ impl Driver {
         let store = loop {
             let this = Arc::clone(self);
             let there = blocking(move || Identity::read(&this.env, &this.settings.dir)).await?;
-            if there.is_some() {
+            if let Some(own) = there {
+                self.check_cluster(own.cluster).await?;
                 let this = Arc::clone(self);
-                break blocking(move || Store::open(this.env.clone(), &this.settings.dir, &this.settings.options))
-                    .await?;
+                break blocking(move || this.open_store()).await?;
             }
             if let Some(store) = self.create_or_seed().await? {
                 break store;
@@ -31,7 +31,7 @@ impl Driver {
         };
         let marker = self.settings.dir.join(super::SET_ASIDE);
         if self.env.fs.exists(&marker).unwrap_or(false) {
-            self.env.fs.remove_file(&marker).map_err(|e| mainstay_engine::Error::io("remove", &marker, e))?;
+            self.env.fs.remove_file(&marker).map_err(|e| Error::io("remove", &marker, e))?;
         }
         let store = Arc::new(store);
         let _ = self.store.set(Arc::clone(&store));
@@ -39,6 +39,37 @@ impl Driver {
         self.publish_role();
         self.ready.send_replace(true);
         Ok(store)
+    }
+
+    fn open_store(&self) -> Result<Store> {
+        let store = Store::open(self.env.clone(), &self.settings.dir, &self.settings.options)?;
+        // Checkpoints that an earlier life was sending or uploading: their links would keep old tables for ever.
+        let seeds = self.settings.dir.join("seeds");
+        if self.env.fs.exists(&seeds).map_err(|e| Error::io("look for", &seeds, e))? {
+            self.env.fs.remove_dir_all(&seeds).map_err(|e| Error::io("remove", &seeds, e))?;
+        }
+        if let Some(torn) = &store.recovered().torn {
+            tracing::warn!(
+                file = %torn.path.display(),
+                offset = torn.offset,
+                bytes = torn.bytes,
+                lsn = torn.lsn.0,
+                "cut unfinished writes behind the end of the log; none of them was acknowledged as durable"
+            );
+        }
+        Ok(store)
+    }
+
+    /// Refuses data of another cluster than the peers': nothing good can come of opening it.
+    async fn check_cluster(self: &Arc<Self>, own: ClusterId) -> Result<()> {
+        let clusters: Vec<_> = self.ask_all().await.into_iter().map(|(node, r)| (node, r.cluster)).collect();
+        let other = clusters.iter().find(|(_, c)| *c != own && *c != ClusterId(0));
+        let Some((node, theirs)) = other.filter(|_| clusters.iter().all(|(_, c)| *c != own)) else { return Ok(()) };
+        let what = format!(
+            "holds data of cluster {own}, but node {node} belongs to cluster {theirs}; check --data and --peers, or \
+             start with an empty directory to be seeded"
+        );
+        Err(Error::Directory { path: self.settings.dir.clone(), what })
     }
 
     /// One attempt; `None` when the peers must be asked again.
@@ -83,14 +114,11 @@ impl Driver {
 
     /// Asks every peer who is there; silent ones are left out.
     pub(super) async fn ask_all(&self) -> Vec<(NodeId, SealReply)> {
-        let request = SealRequest { cluster: ClusterId(0), epoch: Epoch(0), candidate: self.settings.me };
-        let calls = self.others().into_iter().map(|node| async move {
-            let call = self.transport.seal(node, request);
-            match tokio::time::timeout(std::time::Duration::from_secs(1), call).await {
-                Ok(Ok(reply)) => Some((node, reply)),
-                Ok(Err(_)) | Err(_) => None,
-            }
-        });
-        futures::future::join_all(calls).await.into_iter().flatten().collect()
+        let mut answers = self.ask_each(SealRequest::who_is_there(self.settings.me));
+        let mut all = Vec::new();
+        while let Some(answer) = answers.recv().await {
+            all.push(answer);
+        }
+        all
     }
 }

@@ -6,10 +6,12 @@
 mod candidate;
 mod join;
 mod promise_file;
+mod reads;
 mod replica;
 mod seed;
 mod ship;
 mod transport;
+mod voter;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -27,8 +29,10 @@ pub use transport::{
     TransportError, Welcome,
 };
 
-use crate::core::{Core, Effect, Event, NotPromoted, Promise, Role, SealAnswer};
+use crate::core::{Core, Effect, Event, NotPromoted, Promise, Role};
 use crate::rule::{NodeId, Rule};
+use promise_file::Life;
+use reads::Rounds;
 
 /// Time between a primary's messages when there is nothing to say.
 const HEARTBEAT: Duration = Duration::from_millis(100);
@@ -134,7 +138,7 @@ pub struct Driver {
     settings: Settings,
     transport: Arc<dyn Transport>,
     core: Mutex<Core>,
-    incarnation: u64,
+    life: Mutex<Life>,
     store: OnceLock<Arc<Store>>,
     ready: watch::Sender<bool>,
     role: watch::Sender<RoleView>,
@@ -147,6 +151,7 @@ pub struct Driver {
     found: Option<Identity>,
     /// What each replica still needs of the log, connected or not, up to the retained bytes.
     slots: Mutex<BTreeMap<NodeId, Arc<Slot>>>,
+    rounds: Rounds,
 }
 
 impl Driver {
@@ -155,17 +160,18 @@ impl Driver {
     /// # Errors
     /// A damaged promise, or the operating system's.
     pub fn new(env: Env, settings: Settings, transport: Arc<dyn Transport>) -> Result<Arc<Self>> {
-        env.fs.create_dir_all(&settings.dir).map_err(|e| mainstay_engine::Error::io("create", &settings.dir, e))?;
-        let (promise, life) = promise_file::read(&env, &settings.dir)?;
-        let incarnation = life + 1;
-        promise_file::write(&env, &settings.dir, promise, incarnation)?;
+        mainstay_engine::fs::create_dir_synced(&*env.fs, &settings.dir)
+            .map_err(|e| mainstay_engine::Error::io("create", &settings.dir, e))?;
+        let (promise, mut life) = promise_file::read(&env, &settings.dir)?;
+        life.incarnation += 1;
+        promise_file::write(&env, &settings.dir, &promise, life)?;
         let found = Identity::read(&env, &settings.dir)?;
         let core = Mutex::new(Core::new(settings.me, settings.rule.clone(), promise));
         let driver = Self {
             env,
             transport,
             core,
-            incarnation,
+            life: Mutex::new(life),
             store: OnceLock::new(),
             ready: watch::Sender::new(false),
             role: watch::Sender::new(RoleView::default()),
@@ -174,6 +180,7 @@ impl Driver {
             gate: Mutex::default(),
             found,
             slots: Mutex::default(),
+            rounds: Rounds::new(),
             settings,
         };
         driver.publish_role();
@@ -218,13 +225,17 @@ impl Driver {
     /// What this node promised as a voter.
     #[must_use]
     pub fn promise(&self) -> Promise {
-        self.core().promise()
+        self.core().promise().clone()
     }
 
     /// Number of this life of the node.
     #[must_use]
-    pub const fn incarnation(&self) -> u64 {
-        self.incarnation
+    pub fn incarnation(&self) -> u64 {
+        self.life().incarnation
+    }
+
+    fn life(&self) -> MutexGuard<'_, Life> {
+        self.life.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What a primary knows of its replicas.
@@ -265,7 +276,7 @@ impl Driver {
             match effect {
                 Effect::Persist(promise) => {
                     // The lock is held: no later event may act on a promise that is not durable.
-                    promise_file::write(&self.env, &self.settings.dir, promise, self.incarnation).inspect_err(|e| {
+                    promise_file::write(&self.env, &self.settings.dir, &promise, *self.life()).inspect_err(|e| {
                         (self.env.fatal)(&format!("cannot make a promise durable: {e}"));
                     })?;
                 }
@@ -274,6 +285,7 @@ impl Driver {
                         store.set_committed(lsn);
                     }
                 }
+                Effect::Confirmed(round) => self.rounds.confirm(round),
                 Effect::RoleChanged => {}
                 other => left.push(other),
             }
@@ -281,6 +293,12 @@ impl Driver {
         drop(core);
         self.publish_role();
         Ok(left)
+    }
+
+    /// Word of an epoch from somewhere else: a newer one is adopted. Blocks on the disk then.
+    fn hear_of(&self, epoch: Epoch, primary: Option<NodeId>) -> Result<()> {
+        let _gate = self.gate();
+        self.step(Event::SealRefused { epoch, primary }).map(drop)
     }
 
     /// Publishes the role if it changed.
@@ -301,6 +319,10 @@ impl Driver {
             new.epoch = promise.sealed;
             new.epoch_start = epoch_start;
             new.primary = promise.primary;
+            if role == RoleName::Primary && view.role != RoleName::Primary {
+                // What kept it from following or leading is over.
+                new.trouble = None;
+            }
             if promise.primary == Some(me) {
                 new.primary_client_addr = Some(self.settings.client_addr.clone());
             } else if view.primary != promise.primary {
@@ -365,15 +387,25 @@ impl Driver {
             let me = self.settings.me;
             let primary = promise.primary.unwrap_or(self.settings.configured_primary);
             if self.core().leads().is_some() {
-                // Until the role changes there is nothing to do here: doors and sessions drive it.
+                // Until the role changes doors and sessions drive it; here it only doubts itself.
                 let mut role = self.role();
-                let _ = role.wait_for(|r| r.role != RoleName::Primary).await;
+                let _ = tokio::time::timeout(SILENCE, role.wait_for(|r| r.role != RoleName::Primary)).await;
+                if self.misses_a_voter() {
+                    self.yield_to_newer().await?;
+                }
             } else if primary == me {
                 self.try_to_lead().await?;
             } else if let replica::Left::Reseed = self.follow(&store, primary).await? {
                 return Ok(Ended::Reseed);
             }
         }
+    }
+
+    /// Whether a voter is not connected to this primary: it may follow another one.
+    fn misses_a_voter(&self) -> bool {
+        let core = self.core();
+        let connected = |n: &NodeId| core.progress().get(n).is_some_and(|p| p.connected);
+        core.leads().is_some() && !self.others().iter().all(connected)
     }
 
     /// Tells the core about every advance of the local durable LSN.
@@ -391,66 +423,6 @@ impl Driver {
             }
             seen = at;
         }
-    }
-
-    /// Whether a node without data never held any: a wiped disk, or data set aside, may have held the
-    /// one copy that counts, and then the candidate must do without this node's word.
-    fn never_held_data(&self) -> Result<bool> {
-        let marker = self.settings.dir.join(SET_ASIDE);
-        let set_aside = self.env.fs.exists(&marker).map_err(|e| mainstay_engine::Error::io("look for", &marker, e))?;
-        // A promise on this disk means that the disk was not replaced since the node sealed.
-        Ok(self.promise().sealed > Epoch(0) && !set_aside)
-    }
-
-    /// Answers a candidate. With epoch zero it only says who is here.
-    ///
-    /// # Errors
-    /// A local disk error; the promise was not given then.
-    pub async fn serve_seal(self: &Arc<Self>, request: SealRequest) -> Result<SealReply> {
-        let this = Arc::clone(self);
-        blocking(move || {
-            let identity = this.identity();
-            let promise = this.promise();
-            let mut reply = SealReply {
-                epoch: promise.sealed,
-                primary: promise.primary,
-                cluster: identity.cluster,
-                timeline: identity.timeline,
-                ..SealReply::default()
-            };
-            let foreign = request.cluster != ClusterId(0)
-                && identity.cluster != ClusterId(0)
-                && request.cluster != identity.cluster;
-            // Data that is not open yet cannot be spoken for.
-            let opening = this.found.is_some() && this.store().is_none();
-            let votes = this.settings.rule.voters().contains(&request.candidate);
-            if foreign || request.epoch == Epoch(0) || !votes || opening {
-                (reply.last, reply.commit) = this.end_of_log();
-                this.sync_to(reply.last.lsn)?;
-                return Ok(reply);
-            }
-            if this.store().is_none() && this.never_held_data()? {
-                reply.cluster = request.cluster;
-            }
-            let gate = this.gate();
-            let (last, commit) = this.end_of_log();
-            let event = Event::SealRequest { epoch: request.epoch, candidate: request.candidate, last, commit };
-            let effects = this.step(event)?;
-            // Read again behind the promise: a primary's own writers do not pass the gate.
-            (reply.last, reply.commit) = this.end_of_log();
-            drop(gate);
-            this.sync_to(reply.last.lsn)?;
-            for effect in effects {
-                if let Effect::Answer(answer) = effect {
-                    match answer {
-                        SealAnswer::Granted { .. } => (reply.granted, reply.epoch) = (true, request.epoch),
-                        SealAnswer::Refused { epoch, primary } => (reply.epoch, reply.primary) = (epoch, primary),
-                    }
-                }
-            }
-            Ok(reply)
-        })
-        .await
     }
 }
 

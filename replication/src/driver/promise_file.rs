@@ -1,48 +1,78 @@
-//! The file `PROMISE`: what this node promised as a voter, durable before it is given \[I5\].
+//! The file `PROMISE`: what this node promised as a voter, durable before it is given \[I5\], and what
+//! else must outlive its data: the number of its life, and what it owes.
 //!
-//! Layout: `magic [8] | sealed epoch u64 | primary u64 (0 = none) | incarnation u64 | checksum u64
-//! (xxh3-64)`. Owns: that file. Never: anything that the log knows.
+//! Layout: `magic [8] | sealed epoch u64 | primary u64 (0 = none) | incarnation u64 | owed LSN u64 |
+//! begun epoch u64 | count u64 | count × (node u64, epoch u64) | checksum u64 (xxh3-64)`. Owns: that
+//! file. Never: anything that the log knows.
 
 use std::path::Path;
 
 use mainstay_engine::codec::Cursor;
-use mainstay_engine::{Env, Epoch, Error, Result, fs};
+use mainstay_engine::{Env, Epoch, Error, Lsn, Result, fs};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::core::Promise;
+use crate::core::{Promise, Reigns};
 use crate::rule::NodeId;
 
 const NAME: &str = "PROMISE";
-const MAGIC: [u8; 8] = *b"mspromi\x01";
+const MAGIC: [u8; 8] = *b"mspromi\x02";
+/// Most nodes that may have led; more than there can be voters.
+const LED_MAX: u64 = 64;
 
-/// Reads the promise and the number of this node's previous life.
+/// What outlives a node's data besides its promise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Life {
+    /// Number of this life.
+    pub incarnation: u64,
+    /// A seed's word counts once its log has reached this: what it held before it was seeded may be
+    /// what a commit relied on. Zero: nothing is owed.
+    pub owes: Lsn,
+}
+
+/// Reads the promise and this node's previous life.
 ///
 /// # Errors
 /// A damaged file is refused: forgetting a promise could let two primaries live.
-pub(super) fn read(env: &Env, dir: &Path) -> Result<(Promise, u64)> {
+pub(super) fn read(env: &Env, dir: &Path) -> Result<(Promise, Life)> {
     let path = dir.join(NAME);
     let bytes = match fs::read_file(&*env.fs, &path, 4096) {
         Ok(bytes) => bytes,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok((Promise::default(), 0)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok((Promise::default(), Life::default())),
         Err(e) => return Err(Error::io("read", &path, e)),
     };
     decode(&bytes).ok_or_else(|| Error::corruption(&path, 0, None, "the node's promise is damaged"))
 }
 
-fn decode(bytes: &[u8]) -> Option<(Promise, u64)> {
-    let (head, _) = bytes.split_at_checked(32)?;
-    let mut c = Cursor::new(bytes);
-    let magic = c.array::<8>().ok()?;
-    let (sealed, primary, incarnation, sum) = (c.u64().ok()?, c.u64().ok()?, c.u64().ok()?, c.u64().ok()?);
-    (magic == MAGIC && c.is_empty() && sum == xxh3_64(head)).then(|| {
-        let primary = (primary != 0).then_some(NodeId(primary));
-        (Promise { sealed: Epoch(sealed), primary }, incarnation)
-    })
+fn decode(bytes: &[u8]) -> Option<(Promise, Life)> {
+    let (head, sum) = bytes.split_at_checked(bytes.len().checked_sub(8)?)?;
+    let mut c = Cursor::new(head);
+    if c.array::<8>().ok()? != MAGIC || Cursor::new(sum).u64().ok()? != xxh3_64(head) {
+        return None;
+    }
+    let (sealed, primary) = (Epoch(c.u64().ok()?), c.u64().ok()?);
+    let life = Life { incarnation: c.u64().ok()?, owes: Lsn(c.u64().ok()?) };
+    let (begun, count) = (Epoch(c.u64().ok()?), c.u64().ok().filter(|n| *n <= LED_MAX)?);
+    let mut led = Vec::new();
+    for _ in 0..count {
+        led.push((NodeId(c.u64().ok()?), Epoch(c.u64().ok()?)));
+    }
+    let promise =
+        Promise { sealed, primary: (primary != 0).then_some(NodeId(primary)), reigns: Reigns::from_parts(begun, led) };
+    c.is_empty().then_some((promise, life))
 }
 
-fn encode(promise: Promise, incarnation: u64) -> Vec<u8> {
+fn encode(promise: &Promise, life: Life) -> Vec<u8> {
     let mut out = MAGIC.to_vec();
-    for word in [promise.sealed.0, promise.primary.map_or(0, |p| p.0), incarnation] {
+    let led: Vec<_> = promise.reigns.led().collect();
+    let head = [
+        promise.sealed.0,
+        promise.primary.map_or(0, |p| p.0),
+        life.incarnation,
+        life.owes.0,
+        promise.reigns.begun().0,
+        led.len() as u64,
+    ];
+    for word in head.into_iter().chain(led.into_iter().flat_map(|(node, epoch)| [node.0, epoch.0])) {
         out.extend_from_slice(&word.to_le_bytes());
     }
     let sum = xxh3_64(&out);
@@ -54,9 +84,8 @@ fn encode(promise: Promise, incarnation: u64) -> Vec<u8> {
 ///
 /// # Errors
 /// The operating system's; the promise must not be given then.
-pub(super) fn write(env: &Env, dir: &Path, promise: Promise, incarnation: u64) -> Result<()> {
-    fs::write_atomic(&*env.fs, dir, NAME, &encode(promise, incarnation))
-        .map_err(|e| Error::io("write", &dir.join(NAME), e))
+pub(super) fn write(env: &Env, dir: &Path, promise: &Promise, life: Life) -> Result<()> {
+    fs::write_atomic(&*env.fs, dir, NAME, &encode(promise, life)).map_err(|e| Error::io("write", &dir.join(NAME), e))
 }
 
 #[cfg(test)]
@@ -65,16 +94,19 @@ mod tests {
 
     #[test]
     fn a_promise_reads_back_and_refuses_every_flipped_bit() {
-        for primary in [None, Some(NodeId(3))] {
-            let promise = Promise { sealed: Epoch(7), primary };
-            let bytes = encode(promise, 5);
-            assert_eq!(decode(&bytes), Some((promise, 5)));
+        let life = Life { incarnation: 5, owes: Lsn(77) };
+        for (primary, led) in [(None, vec![]), (Some(NodeId(3)), vec![(NodeId(1), Epoch(6)), (NodeId(3), Epoch(7))])] {
+            let promise = Promise { sealed: Epoch(7), primary, reigns: Reigns::from_parts(Epoch(6), led) };
+            let bytes = encode(&promise, life);
+            assert_eq!(decode(&bytes), Some((promise, life)));
             for bit in 0..bytes.len() * 8 {
                 let mut bad = bytes.clone();
                 bad[bit / 8] ^= 1 << (bit % 8);
                 assert_eq!(decode(&bad), None, "bit {bit}");
             }
-            assert_eq!(decode(&bytes[..20]), None);
+            for cut in 0..bytes.len() {
+                assert_eq!(decode(&bytes[..cut]), None, "cut at {cut}");
+            }
         }
     }
 }

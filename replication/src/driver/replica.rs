@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use mainstay_engine::store::Store;
-use mainstay_engine::{Epoch, Error, Lsn, Result};
+use mainstay_engine::{Epoch, Error, Lsn, Position, Result};
 use tokio::sync::{mpsc, watch};
 
 use super::{
@@ -37,6 +37,7 @@ struct Heard {
     /// Last record that is known to be the primary's: nothing above it is acknowledged.
     last: Lsn,
     sent_at_us: u64,
+    round: u64,
     messages: u64,
 }
 
@@ -44,13 +45,14 @@ impl Driver {
     /// Follows `primary` until its stream ends or another one is to be followed.
     pub(super) async fn follow(self: &Arc<Self>, store: &Arc<Store>, primary: NodeId) -> Result<Left> {
         let identity = store.identity();
+        let last = store.log().last();
         let hello = Hello {
             protocol: PROTOCOL,
             cluster: identity.cluster,
             timeline: identity.timeline,
             node: self.settings.me,
-            incarnation: self.incarnation,
-            last: store.log().last(),
+            incarnation: self.incarnation(),
+            last,
             commit: store.committed().get(),
             sealed: self.promise().sealed,
             client_addr: self.settings.client_addr.clone(),
@@ -62,7 +64,7 @@ impl Driver {
                 let _ = role.borrow_and_update();
                 let promised = self.promise();
                 tokio::select! {
-                    left = self.receive(store, primary, acks, &mut messages) => left?,
+                    left = self.receive(store, primary, last, acks, &mut messages) => left?,
                     () = self.promise_changes(&mut role, promised.primary) => Left::TryAgain,
                 }
             }
@@ -96,8 +98,7 @@ impl Driver {
         for (_, reply) in self.ask_all().await {
             if reply.epoch > self.promise().sealed && reply.cluster == self.identity().cluster {
                 let this = Arc::clone(self);
-                let event = Event::SealRefused { epoch: reply.epoch, primary: reply.primary };
-                blocking(move || this.step(event)).await?;
+                blocking(move || this.hear_of(reply.epoch, reply.primary)).await?;
             }
         }
         Ok(())
@@ -107,6 +108,7 @@ impl Driver {
         self: &Arc<Self>,
         store: &Arc<Store>,
         primary: NodeId,
+        hello_last: Position,
         acks: mpsc::Sender<Ack>,
         messages: &mut mpsc::Receiver<std::result::Result<FromPrimary, super::TransportError>>,
     ) -> Result<Left> {
@@ -127,26 +129,39 @@ impl Driver {
                 }
             };
             match message {
-                FromPrimary::Welcome(welcome) => match self.on_welcome(store, primary, welcome).await? {
+                FromPrimary::Welcome(welcome) => match self.on_welcome(store, primary, hello_last, welcome).await? {
                     Joined::At(last) => shared = last,
                     Joined::Not(left) => return Ok(left),
                 },
-                FromPrimary::Append { epoch, records, commit, sent_at_us } => {
+                FromPrimary::Append { epoch, records, commit, sent_at_us, round } => {
                     match self.take_records(store, primary, epoch, records, commit, shared).await? {
                         Some(last) => shared = last,
                         None => return Ok(Left::TryAgain),
                     }
-                    heard.send_modify(|h| *h = Heard { epoch, last: shared, sent_at_us, messages: h.messages + 1 });
+                    let more = |h: &Heard| h.messages + 1;
+                    heard.send_modify(|h| {
+                        *h = Heard { epoch, last: shared, sent_at_us, round, messages: more(h) };
+                    });
                 }
                 FromPrimary::Refusal(refusal) => return self.on_refusal(refusal).await,
             }
         }
     }
 
-    async fn on_welcome(self: &Arc<Self>, store: &Arc<Store>, primary: NodeId, w: Welcome) -> Result<Joined> {
+    async fn on_welcome(
+        self: &Arc<Self>,
+        store: &Arc<Store>,
+        primary: NodeId,
+        hello_last: Position,
+        w: Welcome,
+    ) -> Result<Joined> {
         let this = Arc::clone(self);
         let event = Event::FromPrimary { epoch: w.epoch, primary, commit: Lsn::ZERO, last: Lsn::ZERO };
-        if !blocking(move || this.step(event)).await?.contains(&Effect::Accept) {
+        let accepted = blocking(move || {
+            let _gate = this.gate();
+            Ok(this.step(event)?.contains(&Effect::Accept))
+        });
+        if !accepted.await? {
             return Ok(Joined::Not(Left::TryAgain));
         }
         self.set_primary_addr(w.client_addr);
@@ -161,22 +176,42 @@ impl Driver {
                 }
                 Ok(Joined::At(from.prev()))
             }
-            Next::Truncate(to) => {
-                let target = Arc::clone(store);
-                match blocking(move || target.truncate_above(to)).await {
-                    Ok(cut) => {
-                        let cut_to = cut.map_or(to, |c| c.to);
-                        tracing::warn!(to = to.0, until = cut_to.0, "cut an uncommitted tail");
-                        Ok(Joined::Not(Left::TryAgain))
-                    }
-                    Err(e @ Error::BelowCommit { .. }) => {
-                        self.set_trouble(Some(RoleName::Quarantined), Some(e.to_string()));
-                        Ok(Joined::Not(Left::TryAgain))
-                    }
-                    Err(e) => Err(e),
-                }
-            }
+            Next::Truncate(to) => self.cut(store, primary, w.epoch, hello_last, to).await,
             Next::Checkpoint => Ok(Joined::Not(Left::Reseed)),
+        }
+    }
+
+    /// Cuts the uncommitted tail, if this is still the log that the primary judged, and still its word
+    /// that counts: a cut goes on after its stream was given up.
+    async fn cut(
+        self: &Arc<Self>,
+        store: &Arc<Store>,
+        primary: NodeId,
+        epoch: Epoch,
+        hello_last: Position,
+        to: Lsn,
+    ) -> Result<Joined> {
+        let (this, target) = (Arc::clone(self), Arc::clone(store));
+        let cut = blocking(move || {
+            let _gate = this.gate();
+            let event = Event::FromPrimary { epoch, primary, commit: Lsn::ZERO, last: Lsn::ZERO };
+            if target.log().last() != hello_last || !this.step(event)?.contains(&Effect::Accept) {
+                return Ok(None);
+            }
+            target.truncate_above(to)
+        });
+        match cut.await {
+            Ok(cut) => {
+                if let Some(cut) = cut {
+                    tracing::warn!(to = to.0, until = cut.to.0, "cut an uncommitted tail");
+                }
+                Ok(Joined::Not(Left::TryAgain))
+            }
+            Err(e @ Error::BelowCommit { .. }) => {
+                self.set_trouble(Some(RoleName::Quarantined), Some(e.to_string()));
+                Ok(Joined::Not(Left::TryAgain))
+            }
+            Err(e) => Err(e),
         }
     }
 
@@ -220,7 +255,7 @@ impl Driver {
                 self.set_trouble(None, Some(text));
                 if epoch > self.promise().sealed {
                     let this = Arc::clone(self);
-                    blocking(move || this.step(Event::SealRefused { epoch, primary })).await?;
+                    blocking(move || this.hear_of(epoch, primary)).await?;
                 }
             }
             Reason::OtherCluster | Reason::OtherTimeline | Reason::Diverged | Reason::Protocol => {
@@ -259,6 +294,7 @@ async fn acknowledge(store: Arc<Store>, mut heard: watch::Receiver<Heard>, acks:
             durable,
             applied: store.applied().get(),
             sent_at_us: h.sent_at_us,
+            round: h.round,
         };
         acked = acked.max(on_disk);
         if acks.send(ack).await.is_err() {

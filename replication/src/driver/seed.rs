@@ -10,7 +10,7 @@ use std::time::Duration;
 use mainstay_engine::fs::OpenMode;
 use mainstay_engine::restore::Builder;
 use mainstay_engine::store::{Identity, Store};
-use mainstay_engine::{ClusterId, Env, Error, Result};
+use mainstay_engine::{ClusterId, Env, Error, Lsn, Result};
 use tokio::sync::mpsc;
 
 use super::{CheckpointPart, Driver, Reason, Refusal, TransportError, blocking};
@@ -65,6 +65,7 @@ impl Driver {
             return Err(refuse(Reason::OtherCluster, format!("this node belongs to cluster {own}, not {cluster}")));
         }
         let (tx, rx) = mpsc::channel(4);
+        let end = store.log().last().lsn;
         let name = format!("seed-{:016x}", self.env.rng.next_u64());
         tokio::spawn(async move {
             // Claimed before the cut, so that the log from the checkpoint on stays for the new node.
@@ -72,7 +73,7 @@ impl Driver {
             let dir = store.dir().join("seeds").join(&name);
             let sender = tx.clone();
             let (from, at) = (Arc::clone(&store), dir.clone());
-            let sent = blocking(move || send(&from, &at, &sender)).await;
+            let sent = blocking(move || send(&from, &at, end, &sender)).await;
             if let Err(e) = sent {
                 let _ = tx.send(Err(e)).await;
             }
@@ -90,7 +91,7 @@ fn hand(tx: &mpsc::Sender<Result<CheckpointPart>>, part: CheckpointPart) -> Resu
     tx.blocking_send(Ok(part)).map_err(|_| Error::Stopped("the peer hung up".into()))
 }
 
-fn send(store: &Store, dir: &Path, tx: &mpsc::Sender<Result<CheckpointPart>>) -> Result<()> {
+fn send(store: &Store, dir: &Path, end: Lsn, tx: &mpsc::Sender<Result<CheckpointPart>>) -> Result<()> {
     let fs = &store.env().fs;
     if let Some(parent) = dir.parent() {
         fs.create_dir_all(parent).map_err(|e| Error::io("create", parent, e))?;
@@ -103,6 +104,7 @@ fn send(store: &Store, dir: &Path, tx: &mpsc::Sender<Result<CheckpointPart>>) ->
             cluster: identity.cluster,
             timeline: identity.timeline,
             position: checkpoint.position,
+            end,
             total_bytes: checkpoint.tables.iter().map(|t| t.bytes).sum(),
             manifest: checkpoint.manifest,
         },
@@ -125,7 +127,7 @@ fn send(store: &Store, dir: &Path, tx: &mpsc::Sender<Result<CheckpointPart>>) ->
 
 fn receive(driver: &Driver, parts: &mut mpsc::Receiver<CheckpointPart>) -> Result<Store> {
     let (env, dir) = (&driver.env, &driver.settings.dir);
-    let Some(CheckpointPart::Start { cluster, timeline, position, manifest, .. }) = parts.blocking_recv() else {
+    let Some(CheckpointPart::Start { cluster, timeline, position, end, manifest, .. }) = parts.blocking_recv() else {
         return Err(Error::Stopped("the peer sent no checkpoint".into()));
     };
     clear(env, dir)?;
@@ -150,6 +152,10 @@ fn receive(driver: &Driver, parts: &mut mpsc::Receiver<CheckpointPart>) -> Resul
     let builder = Builder::create(env.clone(), dir, options, Some(&manifest))?;
     if builder.position() != position {
         return Err(Error::Stopped("the checkpoint is not at the position it was announced for".into()));
+    }
+    if !driver.never_held_data()? {
+        // Whatever this node acknowledged in an earlier life was in the primary's log when it was asked.
+        driver.owe(end)?;
     }
     builder.finish_seed(Identity { cluster, timeline })?;
     Store::open(env.clone(), dir, options)

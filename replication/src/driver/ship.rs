@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError};
 use mainstay_engine::log::Slot;
 use mainstay_engine::store::Store;
 use mainstay_engine::{Epoch, Error, Lsn, Position, Result};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::{
     Ack, Driver, FromPrimary, HEARTBEAT, Hello, Next, PROTOCOL, PeerProgress, Reason, Refusal, Welcome, blocking,
@@ -35,8 +35,12 @@ impl LogFacts for Facts<'_> {
     fn oldest(&self) -> Lsn {
         self.store.log().oldest()
     }
-    fn position_at(&self, lsn: Lsn) -> Option<Position> {
-        self.store.log().position_at(lsn).ok().flatten()
+    fn position_at(&self, lsn: Lsn) -> Result<Option<Position>> {
+        match self.store.log().position_at(lsn) {
+            // Released: the oldest record tells.
+            Err(Error::LogGone { .. }) => Ok(None),
+            found => found,
+        }
     }
     fn epochs(&self) -> Vec<(Epoch, Lsn)> {
         self.epochs.clone()
@@ -94,7 +98,7 @@ impl Driver {
         if hello.sealed > self.promise().sealed {
             // A newer epoch exists: whatever this node was, it is not the primary.
             let (this, epoch) = (Arc::clone(self), hello.sealed);
-            let _ = blocking(move || this.step(Event::SealRefused { epoch, primary: None })).await;
+            let _ = blocking(move || this.hear_of(epoch, None)).await;
         }
         let leads = self.core().leads();
         let (Some(store), Some(epoch)) = (self.store().cloned(), leads) else {
@@ -104,7 +108,7 @@ impl Driver {
         let (facts, last, commit) = (Arc::clone(&store), hello.last, hello.commit);
         let decided = blocking(move || {
             let epochs = facts.epochs()?;
-            Ok(join(&Facts { store: &facts, epochs }, last, commit))
+            join(&Facts { store: &facts, epochs }, last, commit)
         });
         let decided = decided.await.map_err(|e| refuse(Reason::NotPrimary, e.to_string()))?;
         let other_history = hello.timeline != own.timeline;
@@ -158,9 +162,10 @@ impl Driver {
     ) {
         self.note_peer(node, |p| p.connected = true);
         tracing::info!(node = node.0, from = from.0, "replica connected");
+        let answered = watch::Sender::new(0);
         let why = tokio::select! {
-            () = self.take_acks(node, epoch, acks, slot) => "its stream ended".to_owned(),
-            sent = self.send_records(store, epoch, from, tx) => match sent {
+            () = self.take_acks(node, epoch, acks, slot, &answered) => "its stream ended".to_owned(),
+            sent = self.send_records(store, epoch, from, tx, &answered) => match sent {
                 Ok(()) => "the stream is over".to_owned(),
                 Err(e) => e.to_string(),
             },
@@ -170,12 +175,21 @@ impl Driver {
         let _ = self.step(Event::Disconnected { node });
     }
 
-    async fn take_acks(&self, node: NodeId, epoch: Epoch, mut acks: mpsc::Receiver<Ack>, slot: Arc<Slot>) {
+    async fn take_acks(
+        &self,
+        node: NodeId,
+        epoch: Epoch,
+        mut acks: mpsc::Receiver<Ack>,
+        slot: Arc<Slot>,
+        answered: &watch::Sender<u64>,
+    ) {
         while let Some(ack) = acks.recv().await {
             // An acknowledgement under another epoch is dropped by the core [I5].
-            if self.step(Event::Ack { node, epoch: ack.epoch, durable: ack.durable }).is_err() {
+            let event = Event::Ack { node, epoch: ack.epoch, durable: ack.durable, round: ack.round };
+            if self.step(event).is_err() {
                 return;
             }
+            answered.send_replace(ack.round);
             if ack.epoch == epoch {
                 slot.advance(ack.durable);
             }
@@ -194,6 +208,7 @@ impl Driver {
         epoch: Epoch,
         from: Lsn,
         tx: &mpsc::Sender<FromPrimary>,
+        answered: &watch::Sender<u64>,
     ) -> Result<()> {
         let mut reader = store.log().reader(from)?;
         let mut sent = from.prev();
@@ -217,7 +232,8 @@ impl Driver {
             let commit = store.committed().get();
             told = told.max(commit);
             let sent_at_us = self.env.clock.wall().0;
-            let message = FromPrimary::Append { epoch, records, commit, sent_at_us };
+            let round = *self.rounds.asked.borrow();
+            let message = FromPrimary::Append { epoch, records, commit, sent_at_us, round };
             if tx.send(message).await.is_err() {
                 return Ok(());
             }
@@ -225,6 +241,7 @@ impl Driver {
             tokio::select! {
                 at = store.appended().reached(sent.next()) => { at.map_err(gone)?; }
                 () = tell_commit(store, told) => {}
+                () = self.rounds.wanted(round, answered) => {}
                 () = tokio::time::sleep(HEARTBEAT) => {}
                 () = tx.closed() => return Ok(()),
             }

@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use mainstay_engine::{ClusterId, Epoch, Lsn, Position, TimelineId};
 use tokio::sync::mpsc;
 
+use crate::core::Reigns;
 use crate::rule::NodeId;
 
 /// Version of the peer protocol.
@@ -50,6 +51,8 @@ pub struct Ack {
     pub applied: Lsn,
     /// The primary's clock as it came with the newest message, microseconds.
     pub sent_at_us: u64,
+    /// The newest round of reads that came with a message of this epoch.
+    pub round: u64,
 }
 
 /// What the primary tells a replica first.
@@ -93,6 +96,8 @@ pub enum FromPrimary {
         commit: Lsn,
         /// The primary's clock, microseconds.
         sent_at_us: u64,
+        /// The newest round of reads that waits for an answer.
+        round: u64,
     },
     /// This node will not serve the replica.
     Refusal(Refusal),
@@ -136,6 +141,16 @@ pub struct SealRequest {
     pub epoch: Epoch,
     /// Who asks.
     pub candidate: NodeId,
+    /// Nothing can have been committed on the candidate's timeline yet.
+    pub fresh: bool,
+}
+
+impl SealRequest {
+    /// A question that seals nobody.
+    #[must_use]
+    pub const fn who_is_there(candidate: NodeId) -> Self {
+        Self { cluster: ClusterId(0), epoch: Epoch(0), candidate, fresh: false }
+    }
 }
 
 /// A voter's answer.
@@ -155,6 +170,10 @@ pub struct SealReply {
     pub timeline: TimelineId,
     /// Who leads the epoch in force, as far as it knows.
     pub primary: Option<NodeId>,
+    /// Whether its word about its log counts.
+    pub speaks: bool,
+    /// Who may have led, as far as it knows.
+    pub reigns: Reigns,
 }
 
 /// Parts of a checkpoint on their way to a new replica, in this order.
@@ -168,6 +187,8 @@ pub enum CheckpointPart {
         timeline: TimelineId,
         /// Where the log goes on.
         position: Position,
+        /// End of the primary's log when it was asked.
+        end: Lsn,
         /// The manifest's bytes.
         manifest: Vec<u8>,
         /// Bytes of all tables.

@@ -30,6 +30,7 @@ Examples:
   mainstay cluster promote --endpoints a:7400,b:7400,c:7400     the replica with the newest log
   mainstay cluster promote --node b:7400
   mainstay cluster promote --node b:7400 --accept-loss          although acknowledged writes may be missing
+  mainstay cluster promote --accept-loss --destroyed 1,3        a minority is all that is left
 
 Without --accept-loss nothing acknowledged is lost, or nothing happens.")]
 pub struct PromoteArgs {
@@ -39,6 +40,9 @@ pub struct PromoteArgs {
     /// Promote although acknowledged writes may be missing; starts a new timeline
     #[arg(long)]
     accept_loss: bool,
+    /// Nodes that are gone for good, disks and all, when fewer than a majority is left
+    #[arg(long, value_name = "ID,…", value_delimiter = ',', requires = "accept_loss")]
+    destroyed: Vec<u64>,
     /// Accept the loss without being asked
     #[arg(long)]
     yes: bool,
@@ -50,7 +54,8 @@ struct Promoted {
     epoch: u64,
     start_lsn: u64,
     sealed: Vec<u64>,
-    accept_loss: bool,
+    lossy: bool,
+    committed: bool,
 }
 
 pub(super) async fn run(global: &Global, command: ClusterCommand) -> anyhow::Result<Exit> {
@@ -64,7 +69,11 @@ pub(super) async fn run(global: &Global, command: ClusterCommand) -> anyhow::Res
         }
     };
     if args.accept_loss {
-        let question = format!("Promote {node} although acknowledged writes may be missing for ever?");
+        let without = match &args.destroyed[..] {
+            [] => String::new(),
+            gone => format!(" and nodes {gone:?} never come back with the data they had"),
+        };
+        let question = format!("Promote {node} although acknowledged writes may be missing for ever{without}?");
         if !output::confirm(&question, args.yes)? {
             output::say("nothing was changed");
             return Ok(Exit::Failed);
@@ -72,16 +81,27 @@ pub(super) async fn run(global: &Global, command: ClusterCommand) -> anyhow::Res
     } else if args.yes {
         return Err(usage("--yes goes with --accept-loss; a promotion without loss asks nothing"));
     }
-    let p = connect::client(global)?.promote(&node, args.accept_loss).await?;
-    let done =
-        Promoted { node, epoch: p.epoch, start_lsn: p.start_lsn, sealed: p.sealed, accept_loss: args.accept_loss };
+    let p = connect::client(global)?.promote(&node, args.accept_loss, &args.destroyed).await?;
+    let done = Promoted {
+        node,
+        epoch: p.epoch,
+        start_lsn: p.start_lsn,
+        sealed: p.sealed,
+        lossy: p.lossy,
+        committed: p.committed,
+    };
     output::print(global.output, &done, || {
         format!(
-            "{} is primary of epoch {} from LSN {} on, sealed nodes {:?}",
-            done.node, done.epoch, done.start_lsn, done.sealed
+            "{} is primary of epoch {} from LSN {} on, sealed nodes {:?}{}{}",
+            done.node,
+            done.epoch,
+            done.start_lsn,
+            done.sealed,
+            if done.lossy { "; a new timeline has begun, acknowledged writes may be missing" } else { "" },
+            if done.committed { "" } else { "; it serves as soon as enough nodes are there to commit" }
         )
     })?;
-    Ok(Exit::Ok)
+    Ok(if done.committed { Exit::Ok } else { Exit::Warnings })
 }
 
 /// The replica with the newest log: highest epoch of its last record, then the highest durable LSN.
@@ -90,7 +110,9 @@ fn choose<'a>(up: &[(&'a str, &StatusResponse)]) -> anyhow::Result<&'a str> {
     if let Some((addr, s)) = up.iter().find(|(_, s)| s.role == "primary" && s.epoch >= newest) {
         return Err(Hint {
             what: format!("node {} at {addr} is primary of epoch {} and answers", s.node_id, s.epoch),
-            next: "to hand over on purpose, name the new primary with --node HOST:PORT".to_owned(),
+            next: "to hand over on purpose, name the new primary with --node HOST:PORT; to go on in mode sync without \
+                   a node that is down, name the present one"
+                .to_owned(),
             exit: Exit::Failed,
         }
         .into());

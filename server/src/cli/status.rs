@@ -3,6 +3,7 @@
 //! Owns: the two sentences, the table, the verdict. Never: a figure that no node reported.
 
 use clap::Args;
+use mainstay_engine::limits::records_between;
 use mainstay_proto::v1::StatusResponse;
 use serde::Serialize;
 
@@ -103,7 +104,7 @@ fn report(answers: &[Answer]) -> Report {
     let first = answers.iter().find_map(|(_, r)| r.as_ref().ok());
     let lead = primary(answers).map(|(_, s)| s);
     let archive = lead.and_then(|s| s.archive.as_ref()).filter(|a| !a.repository.is_empty());
-    let unarchived = |s: &StatusResponse| s.commit_lsn.saturating_sub(s.archived_lsn);
+    let unarchived = |s: &StatusResponse| records_between(s.archived_lsn, s.commit_lsn);
     let mut nodes: Vec<_> = answers.iter().map(|(e, r)| node(e, r, lead)).collect();
     nodes.extend(lead.into_iter().flat_map(|l| unasked(l, answers)));
     Report {
@@ -129,8 +130,9 @@ fn survival(lead: Option<&StatusResponse>) -> String {
     let state = format!("mode {}{degraded}, {up} of {all} nodes connected", s.mode);
     match s.tolerated_failures {
         0 => format!("Survives no node failure now ({state})."),
-        1 => format!("Survives the failure of any 1 node now, without loss and without stopping ({state})."),
-        n => format!("Survives the failure of any {n} nodes now, without loss and without stopping ({state})."),
+        // Nobody is promoted without an operator: what is said here must hold for the primary, too.
+        1 => format!("Survives the failure of any 1 node now without loss; a stop ends with a promotion ({state})."),
+        n => format!("Survives the failure of any {n} nodes now without loss; a stop ends with a promotion ({state})."),
     }
 }
 
@@ -143,7 +145,7 @@ fn primary_loss(s: &StatusResponse) -> String {
         return "no acknowledged write would be lost".to_owned();
     }
     let copied = s.peers.iter().map(|p| p.durable_lsn).max().unwrap_or(0);
-    match s.commit_lsn.saturating_sub(copied) {
+    match records_between(copied, s.commit_lsn) {
         0 => "no acknowledged write would be lost".to_owned(),
         n => format!("the last {n} records would be lost"),
     }
@@ -154,11 +156,14 @@ fn site_loss(s: &StatusResponse) -> String {
     let Some(archive) = s.archive.as_ref().filter(|a| !a.repository.is_empty()) else {
         return "everything would be lost: no repository is configured".to_owned();
     };
+    if archive.no_base {
+        return "everything would be lost: there is no base backup to restore from".to_owned();
+    }
     let base = format!(" (archive: {})", archive.repository);
     if s.archived_lsn == 0 && s.commit_lsn > 0 {
         return format!("everything may be lost: nothing is known to be in the archive yet{base}");
     }
-    match s.commit_lsn.saturating_sub(s.archived_lsn) {
+    match records_between(s.archived_lsn, s.commit_lsn) {
         0 => format!("nothing acknowledged would be lost{base}"),
         n => format!("the last {} would be lost, {n} records{base}", output::millis(archive.lag_ms)),
     }
@@ -188,7 +193,10 @@ fn attention(answers: &[Answer], lead: Option<&StatusResponse>) -> Vec<String> {
         return out;
     };
     if lead.degraded {
-        out.push("the commit rule is weakened by a recorded decision".to_owned());
+        out.push(
+            "degraded: writes wait for fewer copies than there are nodes, since a promotion went on without one"
+                .to_owned(),
+        );
     }
     out.extend(
         lead.peers
@@ -196,6 +204,11 @@ fn attention(answers: &[Answer], lead: Option<&StatusResponse>) -> Vec<String> {
             .filter(|p| !p.connected)
             .map(|p| format!("node {} is not connected to the primary", p.node_id)),
     );
+    if lead.archive.as_ref().is_some_and(|a| a.no_base) {
+        let what =
+            "archive: there is no base backup, so nothing can be restored; take one with `mainstay backup create`";
+        out.push(what.to_owned());
+    }
     if let Some(a) = lead.archive.as_ref().filter(|a| !a.last_error.is_empty()) {
         out.push(format!("archive: {}", a.last_error));
     }
@@ -304,7 +317,7 @@ mod tests {
         let r = of(lead("quorum", 2));
         assert_eq!(
             r.sentences[0],
-            "Survives the failure of any 1 node now, without loss and without stopping (mode quorum, 3 of 3 nodes connected)."
+            "Survives the failure of any 1 node now without loss; a stop ends with a promotion (mode quorum, 3 of 3 nodes connected)."
         );
         assert_eq!(
             r.sentences[1],
@@ -315,6 +328,10 @@ mod tests {
             new.sentences[1],
             "If this node died now, everything may be lost: nothing is known to be in the archive yet (archive: file:///r)."
         );
+        let no_base = ArchiveStatus { repository: "file:///r".into(), no_base: true, ..ArchiveStatus::default() };
+        let alone_without = of(StatusResponse { archive: Some(no_base), ..lead("async", 0) });
+        assert!(alone_without.sentences[1].contains("no base backup to restore from"), "{:?}", alone_without.sentences);
+        assert!(alone_without.attention[0].contains("mainstay backup create"), "{:?}", alone_without.attention);
         assert!(of(lead("async", 2)).sentences[1].contains("the last 10 records would be lost"));
         let alone = of(StatusResponse { archive: None, ..lead("async", 0) });
         assert_eq!(alone.sentences[0], "Survives no node failure now (mode async, 1 of 1 nodes connected).");

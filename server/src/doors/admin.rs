@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use mainstay_proto::v1;
 use mainstay_proto::v1::admin_server::Admin;
+use mainstay_replication::core::{NotPromoted, Terms};
+use mainstay_replication::rule::NodeId;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -37,27 +39,38 @@ impl Admin for AdminDoor {
     }
 
     async fn promote(&self, request: Request<v1::PromoteRequest>) -> Result<Response<v1::PromoteResponse>, Status> {
-        let accept_loss = request.into_inner().accept_loss;
+        let v1::PromoteRequest { accept_loss, destroyed } = request.into_inner();
         let driver = self.service.driver();
         let refused = |class, text| status(Failure::new(Code::NotPromoted, class, text));
         if driver.store().is_none() {
             let text = "this node is still opening its data, or has none; ask again shortly";
             return Err(status(Failure::new(Code::NotReady, Class::NotExecuted, text)));
         }
-        let promoted = driver
-            .promote(accept_loss)
-            .await
-            .map_err(|e| refused(Class::Indeterminate, e.to_string()))?
-            .map_err(|why| refused(Class::NotExecuted, why.to_string()))?;
-        if let Some(store) = driver.store() {
-            // The reign counts once its first record is committed; until then say so by waiting.
-            let wait = store.committed().reached(promoted.start);
-            let _ = tokio::time::timeout(Duration::from_secs(10), wait).await;
+        let voters = driver.rule().voters().to_vec();
+        if let Some(stranger) = destroyed.iter().find(|id| !voters.contains(&NodeId(**id)) || **id == driver.me().0) {
+            let text = format!("node {stranger} is not another voter of this cluster; it cannot be named as destroyed");
+            return Err(refused(Class::NeverRetry, text));
         }
+        let terms = Terms { accept_loss, destroyed: destroyed.into_iter().map(NodeId).collect() };
+        let promoted =
+            driver.promote(terms).await.map_err(|e| refused(Class::Indeterminate, e.to_string()))?.map_err(|why| {
+                let begun = matches!(why, NotPromoted::Unfinished { .. });
+                refused(if begun { Class::Indeterminate } else { Class::NotExecuted }, why.to_string())
+            })?;
+        let committed = match driver.store() {
+            // The reign counts once its first record is committed.
+            Some(store) => {
+                let wait = store.committed().reached(promoted.start);
+                matches!(tokio::time::timeout(Duration::from_secs(3), wait).await, Ok(Ok(_)))
+            }
+            None => false,
+        };
         Ok(Response::new(v1::PromoteResponse {
             epoch: promoted.epoch.0,
             start_lsn: promoted.start.0,
             sealed: driver.rule().in_sync().into_iter().map(|n| n.0).collect(),
+            lossy: promoted.lossy,
+            committed,
         }))
     }
 

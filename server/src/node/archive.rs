@@ -3,6 +3,7 @@
 //! Owns: wiring log, commit watermark and repository together; base backups on request. Never: a
 //! write path; when the bucket is away, writes go on and the backlog stays in the log.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,6 +22,9 @@ use tokio::sync::{mpsc, watch};
 use crate::config::Config;
 use crate::service::{Class, Code, Failure};
 
+/// Pause between looks for a base backup that somebody else may have made.
+const LOOK_FOR_A_BASE: Duration = Duration::from_secs(60);
+
 /// This node's archive. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Archive {
@@ -36,6 +40,8 @@ struct Inner {
     node: u64,
     /// The last reason why no archiver runs.
     ended: Mutex<Option<String>>,
+    /// Whether the repository is known to hold no base backup: then nothing of it can be restored.
+    no_base: AtomicBool,
 }
 
 impl Archive {
@@ -57,6 +63,7 @@ impl Archive {
             handle: Mutex::default(),
             node: config.node_id,
             ended: Mutex::default(),
+            no_base: AtomicBool::new(false),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -85,6 +92,25 @@ impl Archive {
         Some((url, status))
     }
 
+    /// Whether the repository is known to hold no base backup.
+    #[must_use]
+    pub fn has_no_base(&self) -> bool {
+        self.inner.no_base.load(Ordering::Relaxed)
+    }
+
+    /// Finds out whether there is a base backup, again and again while there is none known.
+    async fn look_for_a_base(self, repository: Repository) {
+        loop {
+            if let Ok(bases) = repository.bases().await {
+                self.inner.no_base.store(bases.is_empty(), Ordering::Relaxed);
+                if !bases.is_empty() {
+                    return;
+                }
+            }
+            tokio::time::sleep(LOOK_FOR_A_BASE).await;
+        }
+    }
+
     /// Runs an archiver in every reign of this node, until `stop`.
     pub async fn supervise(self, driver: Arc<Driver>, mut stop: watch::Receiver<bool>) {
         let Some(repository) = self.inner.repository.clone() else { return };
@@ -103,6 +129,7 @@ impl Archive {
             *self.inner.handle.lock().unwrap_or_else(PoisonError::into_inner) = Some(archiver.handle());
             let slot = store.log().slot("archiver", self.inner.archived.get());
             let holding = tokio::spawn(hold(slot, self.inner.archived.clone()));
+            let looking = tokio::spawn(self.clone().look_for_a_base(repository.clone()));
             let running = tokio::spawn(archiver.run(end_rx));
             let mut role_end = driver.role();
             tokio::select! {
@@ -112,6 +139,7 @@ impl Archive {
             let _ = end_tx.send(true);
             let ended = running.await;
             holding.abort();
+            looking.abort();
             let why = match ended {
                 Ok(Ok(())) => None,
                 Ok(Err(e)) => Some(e.to_string()),
@@ -177,8 +205,12 @@ impl Archive {
         };
         let writer = self.writer(driver, &store, store.log().last().epoch.0);
         let (tx, rx) = mpsc::channel(16);
+        let inner = Arc::clone(&self.inner);
         tokio::spawn(async move {
             let result = run_base(&repository, &writer, store, &tx).await;
+            if result.is_ok() {
+                inner.no_base.store(false, Ordering::Relaxed);
+            }
             let _ = tx.send(result.map_err(|e| Failure::new(Code::Archive, Class::NotExecuted, e.to_string()))).await;
         });
         Ok(rx)

@@ -15,7 +15,7 @@ use std::time::Duration;
 use anyhow::Context;
 use mainstay_engine::Env;
 use mainstay_engine::fs::LockGuard;
-use mainstay_engine::store::{Store, Workers};
+use mainstay_engine::store::Workers;
 use mainstay_proto::v1::admin_server::AdminServer;
 use mainstay_proto::v1::kv_server::KvServer;
 use mainstay_proto::v1::peer_server::PeerServer;
@@ -82,6 +82,8 @@ fn set_aside(config: &Config) -> anyhow::Result<()> {
         let from = config.data.join(part);
         if env.fs.exists(&from)? {
             env.fs.rename(&from, &aside.join(part)).with_context(|| format!("moving {} aside", from.display()))?;
+            // There before it is gone here: it may be the only copy of something.
+            env.fs.sync_dir(&aside)?;
         }
         env.fs.sync_dir(&config.data)?;
     }
@@ -216,19 +218,6 @@ fn alone_with_others_data(config: &Config, promise: Promise) -> anyhow::Result<(
     }
 }
 
-/// Says what recovery cut: the operator must be able to tell it from a loss.
-fn report_recovery(store: &Store) {
-    if let Some(torn) = &store.recovered().torn {
-        tracing::warn!(
-            file = %torn.path.display(),
-            offset = torn.offset,
-            bytes = torn.bytes,
-            lsn = torn.lsn.0,
-            "cut an unfinished write off the end of the log; nothing in it was known to be durable here"
-        );
-    }
-}
-
 struct Announcement<'a> {
     config: &'a Config,
     client: SocketAddr,
@@ -280,7 +269,6 @@ async fn live(
             is_ready = ready.wait_for(|r| *r), if workers.is_none() => {
                 is_ready.context("replication ended unexpectedly")?;
                 if let Some(store) = driver.store() {
-                    report_recovery(store);
                     workers = Some(store.start_workers()?);
                 }
             }

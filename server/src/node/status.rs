@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use mainstay_engine::limits::records_between;
 use mainstay_engine::store::Store;
 use mainstay_engine::{CommitTs, Lsn};
 use mainstay_proto::v1;
@@ -30,13 +31,13 @@ pub fn report(service: &Service, archive: &Archive, peers: &BTreeMap<u64, String
         primary_id: role.primary.map_or(0, |p| p.0),
         primary_addr: role.primary_client_addr.unwrap_or_default(),
         mode: rule.mode().to_string(),
-        degraded: false,
+        degraded: leads && rule.is_degraded(),
         trouble: role.trouble.unwrap_or_default(),
         ..Default::default()
     };
     let known = driver.peers();
-    let archive = archive.status();
-    let failing = archive.as_ref().is_some_and(|(_, s)| s.last_error.is_some());
+    let archived = archive.status();
+    let failing = archived.as_ref().is_some_and(|(_, s)| s.last_error.is_some());
     let (mut now_us, mut unarchived) = (0, None);
     if let Some(store) = driver.store() {
         now_us = store.env().clock.wall().0;
@@ -69,11 +70,12 @@ pub fn report(service: &Service, archive: &Archive, peers: &BTreeMap<u64, String
             .map(|(id, addr)| peer(*id, addr, known.get(&NodeId(*id)).cloned().unwrap_or_default(), out.appended_lsn))
             .collect();
     }
-    out.archive = archive.map(|(repository, s)| v1::ArchiveStatus {
+    out.archive = archived.map(|(repository, s)| v1::ArchiveStatus {
         repository,
         archived_lsn: service.archived().get().0,
         lag_ms: s.oldest_unarchived_ts.or(unarchived).map_or(0, |ts| now_us.saturating_sub(ts.0) / 1000),
         last_error: s.last_error.unwrap_or_default(),
+        no_base: leads && archive.has_no_base(),
     });
     out
 }
@@ -90,7 +92,7 @@ fn oldest_unarchived(store: &Store, archived: Lsn, failing: bool) -> Option<Comm
 }
 
 fn peer(node_id: u64, addr: &str, p: PeerProgress, head: u64) -> v1::PeerStatus {
-    let lag_records = head.saturating_sub(p.durable.0);
+    let lag_records = records_between(p.durable.0, head);
     let state = match (p.connected, lag_records > 10_000) {
         (false, _) => "disconnected",
         (true, true) => "catching up",

@@ -133,7 +133,7 @@ impl Transport for GrpcTransport {
     }
 
     async fn promote(&self, peer: NodeId) -> Result<(), TransportError> {
-        let mut request = tonic::Request::new(v1::PromoteRequest { accept_loss: false });
+        let mut request = tonic::Request::new(v1::PromoteRequest::default());
         request.set_timeout(Duration::from_secs(15));
         AdminClient::new(self.channel(peer)?).promote(request).await.map(drop).map_err(failed(peer))
     }

@@ -4,6 +4,7 @@
 
 use mainstay_engine::{Chain, ClusterId, CommitTs, Epoch, Lsn, Position, TimelineId};
 use mainstay_proto::v1;
+use mainstay_replication::core::Reigns;
 use mainstay_replication::driver::{
     Ack, CheckpointPart, FromPrimary, Hello, Next, Reason, Refusal, SealReply, SealRequest, Welcome,
 };
@@ -78,6 +79,7 @@ pub(super) fn from_ack(a: &Ack) -> v1::ReplicaAck {
         durable_lsn: a.durable.0,
         applied_lsn: a.applied.0,
         sent_at_us: a.sent_at_us,
+        round: a.round,
     }
 }
 
@@ -88,6 +90,7 @@ pub(super) fn ack(a: v1::ReplicaAck) -> Ack {
         durable: Lsn(a.durable_lsn),
         applied: Lsn(a.applied_lsn),
         sent_at_us: a.sent_at_us,
+        round: a.round,
     }
 }
 
@@ -126,9 +129,13 @@ pub(super) fn from_primary(m: FromPrimary) -> v1::PrimaryMessage {
                 Next::Checkpoint => WireNext::NeedCheckpoint(true),
             }),
         }),
-        FromPrimary::Append { epoch, records, commit, sent_at_us } => {
-            Message::Append(v1::Append { epoch: epoch.0, records: records.into(), commit_lsn: commit.0, sent_at_us })
-        }
+        FromPrimary::Append { epoch, records, commit, sent_at_us, round } => Message::Append(v1::Append {
+            epoch: epoch.0,
+            records: records.into(),
+            commit_lsn: commit.0,
+            sent_at_us,
+            round,
+        }),
         FromPrimary::Refusal(r) => Message::Refusal(from_refusal(&r)),
     };
     v1::PrimaryMessage { message: Some(message) }
@@ -164,6 +171,7 @@ pub(super) fn primary_message(m: v1::PrimaryMessage) -> Result<FromPrimary, Malf
             records: a.records.to_vec(),
             commit: Lsn(a.commit_lsn),
             sent_at_us: a.sent_at_us,
+            round: a.round,
         },
         Message::Refusal(r) => FromPrimary::Refusal(Refusal {
             reason: reason(&r.reason),
@@ -180,12 +188,13 @@ pub(super) fn from_seal_request(r: &SealRequest) -> v1::SealRequest {
         epoch: r.epoch.0,
         candidate_id: r.candidate.0,
         candidate_addr: String::new(),
+        fresh: r.fresh,
     }
 }
 
 pub(super) fn seal_request(r: &v1::SealRequest) -> Result<SealRequest, Malformed> {
     let candidate = node(r.candidate_id).ok_or(Malformed("candidate id 0"))?;
-    Ok(SealRequest { cluster: cluster(&r.cluster_id)?, epoch: Epoch(r.epoch), candidate })
+    Ok(SealRequest { cluster: cluster(&r.cluster_id)?, epoch: Epoch(r.epoch), candidate, fresh: r.fresh })
 }
 
 pub(super) fn from_seal_reply(r: &SealReply, me: NodeId) -> v1::SealResponse {
@@ -199,10 +208,19 @@ pub(super) fn from_seal_reply(r: &SealReply, me: NodeId) -> v1::SealResponse {
         cluster_id: cluster_bytes(r.cluster).into(),
         primary_id: r.primary.map_or(0, |p| p.0),
         primary_addr: String::new(),
+        speaks: r.speaks,
+        begun_epoch: r.reigns.begun().0,
+        may_have_led: r.reigns.led().map(|(node, epoch)| v1::Reign { node_id: node.0, epoch: epoch.0 }).collect(),
     }
 }
 
+/// Most nodes that a voter may name; more than there can be voters.
+const LED_MAX: usize = 64;
+
 pub(super) fn seal_reply(r: v1::SealResponse) -> Result<SealReply, Malformed> {
+    if r.may_have_led.len() > LED_MAX {
+        return Err(Malformed("too many nodes that may have led"));
+    }
     Ok(SealReply {
         granted: r.sealed,
         epoch: Epoch(r.epoch),
@@ -211,19 +229,25 @@ pub(super) fn seal_reply(r: v1::SealResponse) -> Result<SealReply, Malformed> {
         cluster: cluster(&r.cluster_id)?,
         timeline: TimelineId(r.timeline),
         primary: node(r.primary_id),
+        speaks: r.speaks,
+        reigns: Reigns::from_parts(
+            Epoch(r.begun_epoch),
+            r.may_have_led.iter().map(|l| (NodeId(l.node_id), Epoch(l.epoch))),
+        ),
     })
 }
 
 pub(super) fn from_part(part: CheckpointPart) -> v1::CheckpointChunk {
     use v1::checkpoint_chunk::Chunk;
     let chunk = match part {
-        CheckpointPart::Start { cluster, timeline, position, manifest, total_bytes } => {
+        CheckpointPart::Start { cluster, timeline, position, end, manifest, total_bytes } => {
             Chunk::Start(v1::CheckpointStart {
                 position: Some(from_position(&position)),
                 manifest: manifest.into(),
                 total_bytes,
                 cluster_id: cluster_bytes(cluster).into(),
                 timeline: timeline.0,
+                end_lsn: end.0,
             })
         }
         CheckpointPart::Table { id, bytes, blake3 } => Chunk::Table(v1::CheckpointTable {
@@ -243,6 +267,7 @@ pub(super) fn part(c: v1::CheckpointChunk) -> Result<CheckpointPart, Malformed> 
             cluster: cluster(&s.cluster_id)?,
             timeline: TimelineId(s.timeline),
             position: position(s.position)?,
+            end: Lsn(s.end_lsn),
             manifest: s.manifest.to_vec(),
             total_bytes: s.total_bytes,
         },

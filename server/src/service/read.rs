@@ -2,6 +2,8 @@
 //!
 //! Owns: the read gate. Never: a value above the commit LSN \[I2\].
 
+use std::time::Duration;
+
 use mainstay_engine::batch::Keyspace;
 use mainstay_engine::tree::View;
 use mainstay_engine::value::Value;
@@ -47,6 +49,8 @@ pub struct Range {
     pub keys_only: bool,
 }
 
+/// How long a read waits for the proof that this node still leads; then another node may be asked.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(3);
 /// Bytes of keys and values after which a page is handed on.
 const PAGE_BYTES: usize = 256 << 10;
 
@@ -66,16 +70,21 @@ impl Service {
             // Nothing is read before the reign's first record is visible: an older commit LSN may
             // be stale here. What is committed now is what others may have been told.
             let floor = start.max(store.committed().get());
-            let wait = tokio::time::timeout(self.timeout, store.applied().reached(floor));
-            let reached = tokio::select! {
-                reached = wait => matches!(reached, Ok(Ok(_))),
+            // Nor unless it is proved that nobody else was promoted before the read arrived.
+            let current = async {
+                let (leads, applied) = tokio::join!(self.driver.confirm_reign(epoch), store.applied().reached(floor));
+                leads && applied.is_ok()
+            };
+            let confirmed = tokio::select! {
+                in_time = tokio::time::timeout(CONFIRM_TIMEOUT, current) => matches!(in_time, Ok(true)),
                 () = self.until_role_ends(epoch) => false,
             };
-            if !reached {
+            if !confirmed {
                 return Err(Failure::new(
                     Code::NotReady,
                     Class::NotExecuted,
-                    "the primary cannot confirm its reign yet; see `mainstay status`",
+                    "this node cannot confirm that it still leads, for too few replicas answer it; see `mainstay \
+                     status`, or read with --stale",
                 ));
             }
             (store, epoch)

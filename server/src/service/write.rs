@@ -89,7 +89,7 @@ pub struct Written {
     pub position: Position,
     /// The level achieved.
     pub level: &'static str,
-    /// The commit rule is weakened by a recorded decision. With static roles it never is.
+    /// Fewer copies were waited for than there are voters, by decision of a promotion.
     pub degraded: bool,
 }
 
@@ -147,7 +147,7 @@ impl Service {
         let store = self.store()?;
         let lsn = position.lsn;
         let level = ack.as_str();
-        let done = Written { position: *position, level, degraded: false };
+        let done = || Written { position: *position, level, degraded: self.driver.rule().is_degraded() };
         let wait = async {
             if ack == Ack::Local {
                 return store.durable().reached(lsn).await.map(drop);
@@ -165,7 +165,7 @@ impl Service {
             () = self.until_role_ends(epoch) => Err("this node is no longer the primary"),
         };
         match ended {
-            Ok(()) if self.still_there(epoch, position) => Ok(done),
+            Ok(()) if self.still_there(epoch, position) => Ok(done()),
             Ok(()) => Err(self.unknown(position, "another primary took over")),
             Err(why) => Err(self.unknown(position, why)),
         }

@@ -290,3 +290,18 @@ pub fn assert_same(expected: &BTreeMap<String, String>, found: &BTreeMap<String,
         found.len()
     );
 }
+
+/// A repository of its own on the S3 server that `MAINSTAY_TEST_S3_URL` names (a bucket and prefix, credentials in
+/// `AWS_*`). Continuous integration requires it (`MAINSTAY_REQUIRE_S3=1`); elsewhere its absence is said.
+pub fn s3_repository(name: &str) -> Option<String> {
+    let Ok(url) = std::env::var("MAINSTAY_TEST_S3_URL") else {
+        assert!(
+            std::env::var_os("MAINSTAY_REQUIRE_S3").is_none(),
+            "MAINSTAY_TEST_S3_URL must name an S3 server's bucket"
+        );
+        println!("absent: set MAINSTAY_TEST_S3_URL and AWS_* to run this test against an S3 server");
+        return None;
+    };
+    let (place, query) = url.split_once('?').unwrap_or((&url, ""));
+    Some(format!("{}/{name}-{}?{query}", place.trim_end_matches('/'), std::process::id()))
+}

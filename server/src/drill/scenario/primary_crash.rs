@@ -126,11 +126,11 @@ async fn survivors(cluster: &Cluster, client: &Client, dead: u32) -> Vec<(String
 }
 
 async fn promote(stage: &mut Stage<'_>, client: &Client, addr: &str) -> anyhow::Result<u64> {
-    match client.promote(addr, false).await {
+    match client.promote(addr, false, &[]).await {
         Ok(p) => Ok(p.epoch),
         Err(e) if stage.mode == "async" && e.code() == "NOT_PROMOTED" => {
             stage.note(format!("mode async proves nothing ({e}); the loss is accepted, as an operator would"));
-            Ok(client.promote(addr, true).await.context("promoting with --accept-loss")?.epoch)
+            Ok(client.promote(addr, true, &[]).await.context("promoting with --accept-loss")?.epoch)
         }
         Err(e) => Err(e.into()),
     }
