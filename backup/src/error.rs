@@ -208,6 +208,14 @@ pub enum Error {
         /// What is wrong with it and what to do.
         what: String,
     },
+    /// The working directory of another restore is in the way. It holds no finished restore.
+    #[error(
+        "{path} is left over from another restore, which did not finish; remove it, or restore into another directory"
+    )]
+    Leftover {
+        /// The working directory.
+        path: String,
+    },
     /// The engine refused.
     #[error(transparent)]
     Engine(#[from] mainstay_engine::Error),

@@ -25,7 +25,7 @@ pub use archive::{ArchiveStatus, Archiver, ArchiverHandle, ArchiverOptions, Reco
 pub use base::{BaseInfo, BaseSource, create_base};
 pub use catalog::Catalog;
 pub use engine_target::EngineFactory;
-pub use error::{Error, Result};
+pub use error::{Error, Result, StoreKind};
 pub use log_source::LogSource;
 pub use plan::{RestorePlan, RestoreWindow, Target, plan, restore_window};
 pub use repository::Repository;

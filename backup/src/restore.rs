@@ -237,7 +237,14 @@ fn prepare(fs: &dyn Fs, dir: &Path, digest: ContentHash) -> Result<(PathBuf, Box
     if dir.file_name().is_none() {
         return Err(refused(dir, "is not the path of a directory that could be created"));
     }
-    if fs.exists(dir).map_err(io("look up", dir))? && !fs.list(dir).map_err(io("list", dir))?.is_empty() {
+    let there = match fs.list(dir) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => {
+            return Err(refused(dir, "is not a directory; choose another one"));
+        }
+        names => names.map_err(io("list", dir))?,
+    };
+    if !there.is_empty() {
         return Err(refused(dir, "is not empty; a restore never writes into existing data, choose another directory"));
     }
     let work = working_dir(dir);
@@ -256,8 +263,12 @@ fn prepare(fs: &dyn Fs, dir: &Path, digest: ContentHash) -> Result<(PathBuf, Box
     if fs.exists(&work).map_err(io("look up", &work))? {
         let names = fs.list(&work).map_err(io("list", &work))?;
         let marker = mainstay_engine::fs::read_file(fs, &work.join(MARKER), 1 << 10).unwrap_or_default();
+        if !names.is_empty() && marker.is_empty() {
+            let what = "is in the way and no restore marked it as its own; move it away or choose another directory";
+            return Err(refused(&work, what));
+        }
         if !names.is_empty() && marker != digest.to_string().as_bytes() {
-            return Err(refused(&work, "is left over from another restore; remove it if you do not need it"));
+            return Err(Error::Leftover { path: work.display().to_string() });
         }
         fs.remove_dir_all(&work).map_err(io("remove", &work))?;
     }

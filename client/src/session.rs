@@ -17,7 +17,7 @@ use crate::error::{Error, ErrorClass, Result};
 use crate::retry::Budget;
 
 /// Most bytes of one message, both ways.
-const MESSAGE_BYTES_MAX: usize = 24 << 20;
+pub(crate) const MESSAGE_BYTES_MAX: usize = 24 << 20;
 /// How long one node may take to say who leads.
 const ASK_TIMEOUT: Duration = Duration::from_millis(700);
 

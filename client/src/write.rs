@@ -8,8 +8,10 @@ use mainstay_proto::v1;
 use mainstay_proto::v1::condition::Expect;
 use mainstay_proto::v1::operation::Op;
 
-use crate::error::Result;
-use crate::session::Client;
+use prost::Message;
+
+use crate::error::{Error, ErrorClass, Result};
+use crate::session::{Client, MESSAGE_BYTES_MAX};
 
 /// How sure a write must be before it is acknowledged. It never changes when it becomes visible.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -142,6 +144,14 @@ impl Client {
     /// See [`crate::ErrorClass`].
     pub async fn write(&self, write: Write) -> Result<Written> {
         let request = &write.request;
+        let bytes = request.encoded_len();
+        if bytes > MESSAGE_BYTES_MAX {
+            // Sent, it would break the connection off half way, and look like an unknown outcome.
+            let text = format!(
+                "a write of {bytes} bytes is over the limit of {MESSAGE_BYTES_MAX} bytes for one message; split the batch"
+            );
+            return Err(Error::new(ErrorClass::NeverRetry, "LIMIT", text));
+        }
         let done = self
             .at_primary(true, |a| async move { a.kv().write(a.request(request.clone())).await })
             .await?

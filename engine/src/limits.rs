@@ -31,7 +31,7 @@ pub const fn records_between(older: u64, newer: u64) -> u64 {
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Log segment size in bytes. At least `BATCH_BYTES_MAX` + 64 KiB, except in tests whose
-    /// batches are small.
+    /// batches are small. Above `SEGMENT_BYTES_MAX` it acts as that.
     pub segment_bytes: u64,
     /// Log kept in memory for tail readers close to the head, in bytes.
     pub tail_memory_bytes: usize,

@@ -280,5 +280,34 @@ fn full_text(e: &object_store::Error) -> String {
         }
         cause = c.source();
     }
+    without_markup(text)
+}
+
+/// A store's answer in XML, as its code and message: an error is one sentence.
+fn without_markup(mut text: String) -> String {
+    let Some(start) = text.find("<?xml").or_else(|| text.find("<Error>")) else { return text };
+    let answer = text.split_off(start);
+    let part = |name: &str| {
+        let from = answer.split_once(&format!("<{name}>"))?.1;
+        Some(from.split_once(&format!("</{name}>"))?.0.to_owned())
+    };
+    let parts: Vec<String> = ["Code", "Message"].into_iter().filter_map(part).collect();
+    text.push_str(&if parts.is_empty() { answer } else { parts.join(": ") });
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stores_xml_becomes_a_sentence() {
+        let xml = "404 Not Found: <?xml version=\"1.0\"?>\n<Error><Code>NoSuchBucket</Code><Message>It does not exist</Message><RequestId>7</RequestId></Error>";
+        assert_eq!(without_markup(xml.to_owned()), "404 Not Found: NoSuchBucket: It does not exist");
+        let no_head = "403: <Error><Code>AccessDenied</Code></Error>";
+        assert_eq!(without_markup(no_head.to_owned()), "403: AccessDenied");
+        for same in ["connection refused", "<?xml nonsense", "500: <Error><Code>cut"] {
+            assert_eq!(without_markup(same.to_owned()), same);
+        }
+    }
 }

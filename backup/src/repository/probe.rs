@@ -45,17 +45,22 @@ async fn questions(access: &Access, name: &ObjectName, rng: &dyn Rng) -> Result<
     let mut landed = false;
     for _ in 0..ATTEMPTS {
         let results = join_all(bodies.iter().map(|b| create(access, name, b.clone()))).await;
-        if results.iter().filter(|r| r.is_ok()).count() > 1 {
+        let created = results.iter().filter(|r| r.is_ok()).count();
+        if created > 1 {
             return refuse(
                 "it lets several writers create one name (conditional create is ignored), so an archive could be overwritten",
             );
         }
+        // The answer to a create says why; the one to the look below has no body to say it in.
+        let refused = results.into_iter().find(|r| r.as_ref().is_err_and(|e| is_final(kind_of(e))));
+        if created == 0
+            && let Some(Err(e)) = refused
+        {
+            return Err(access.error("create", name, &e));
+        }
         landed = access.size(name).await?.is_some();
         if landed {
             break;
-        }
-        if let Some(Err(e)) = results.into_iter().find(|r| r.as_ref().is_err_and(|e| is_final(kind_of(e)))) {
-            return Err(access.error("create", name, &e));
         }
     }
     if !landed {

@@ -85,8 +85,14 @@ impl Driver {
             return Err(refuse(Reason::Protocol, text));
         }
         // Before anything else it says is believed: another cluster's epochs mean nothing here.
-        if let Some(own) = self.store().map(|s| s.identity().cluster).filter(|own| *own != hello.cluster) {
-            let text = format!("this node belongs to cluster {own}, you belong to {}", hello.cluster);
+        if let Some(own) = self.store().map(|s| s.identity().cluster)
+            && hello.cluster != own
+        {
+            let text = format!(
+                "node {} belongs to cluster {own}, the data of node {} to cluster {}; keep that directory, and start \
+                 the node with another data directory (with an empty one it will be seeded)",
+                self.settings.me, hello.node, hello.cluster
+            );
             return Err(refuse(Reason::OtherCluster, text));
         }
         if hello.sealed > self.promise().sealed {

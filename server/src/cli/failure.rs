@@ -44,21 +44,29 @@ fn classify(e: &anyhow::Error) -> (Exit, Option<String>) {
             return (Exit::Failed, next_step(client.code()).map(str::to_owned));
         }
         if let Some(backup) = cause.downcast_ref::<mainstay_backup::Error>() {
-            return (Exit::Failed, backup_step(backup).map(str::to_owned));
+            let exit = if matches!(backup, mainstay_backup::Error::Url { .. }) { Exit::Usage } else { Exit::Failed };
+            return (exit, backup_step(backup));
         }
     }
     (Exit::Failed, None)
 }
 
-fn backup_step(e: &mainstay_backup::Error) -> Option<&'static str> {
-    use mainstay_backup::Error as E;
-    match e {
-        E::Gap { .. } => Some("choose a target before the gap; `mainstay backup list` shows the bases"),
+fn backup_step(e: &mainstay_backup::Error) -> Option<String> {
+    use mainstay_backup::{Error as E, StoreKind as K};
+    let step = match e {
+        E::Gap { .. } => "choose a target before the gap; `mainstay backup list` shows the bases",
         E::AfterArchive { .. } | E::BeforeWindow { .. } | E::NoBase { .. } => {
-            Some("`mainstay backup list` shows what there is; --to-latest restores the end of the archive")
+            "`mainstay backup list` shows what there is; --to-latest restores the end of the archive"
         }
-        _ => None,
-    }
+        E::Leftover { path } => return Some(format!("`rm -r {path}`, then run it again")),
+        E::Store { kind: K::NotFound, .. } => "create the bucket, or correct the URL",
+        E::Store { kind: K::Denied, .. } => {
+            "check the credentials in the environment and that they may list, read and create objects there"
+        }
+        E::Store { kind: K::Transient, .. } => "check the URL and its endpoint, and that the store answers there",
+        _ => return None,
+    };
+    Some(step.to_owned())
 }
 
 fn is_closed_pipe(e: &anyhow::Error) -> bool {

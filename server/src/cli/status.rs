@@ -160,6 +160,9 @@ fn site_loss(s: &StatusResponse) -> String {
         return "everything would be lost: there is no base backup to restore from".to_owned();
     }
     let base = format!(" (archive: {})", archive.repository);
+    if s.archived_lsn == 0 && s.commit_lsn > 0 {
+        return format!("everything may be lost: nothing is known to be in the archive yet{base}");
+    }
     match records_between(s.archived_lsn, s.commit_lsn) {
         0 => format!("nothing acknowledged would be lost{base}"),
         n => format!("the last {} would be lost, {n} records{base}", output::millis(archive.lag_ms)),
@@ -319,6 +322,11 @@ mod tests {
         assert_eq!(
             r.sentences[1],
             "If the primary died now, no acknowledged write would be lost; if all nodes died now, the last 850 ms would be lost, 20 records (archive: file:///r)."
+        );
+        let new = of(StatusResponse { archived_lsn: 0, ..lead("async", 0) });
+        assert_eq!(
+            new.sentences[1],
+            "If this node died now, everything may be lost: nothing is known to be in the archive yet (archive: file:///r)."
         );
         let no_base = ArchiveStatus { repository: "file:///r".into(), no_base: true, ..ArchiveStatus::default() };
         let alone_without = of(StatusResponse { archive: Some(no_base), ..lead("async", 0) });

@@ -220,7 +220,8 @@ where
     text(l, path).unwrap_or_default().parse().map_err(|e: T::Err| invalid(l, path, format!("{e}{shape}")))
 }
 
-fn within(l: &Layers, path: &str, n: u64, range: RangeInclusive<u64>) -> Result<u64, ConfigError> {
+fn number(l: &Layers, path: &str, range: RangeInclusive<u64>) -> Result<u64, ConfigError> {
+    let n: u64 = parse(l, path)?;
     if range.contains(&n) {
         return Ok(n);
     }
@@ -232,15 +233,15 @@ fn within(l: &Layers, path: &str, n: u64, range: RangeInclusive<u64>) -> Result<
     Err(invalid(l, path, what))
 }
 
-fn number(l: &Layers, path: &str, range: RangeInclusive<u64>) -> Result<u64, ConfigError> {
-    let n: u64 = parse(l, path)?;
-    within(l, path, n, range)
-}
-
 fn bytes(l: &Layers, path: &str, range: RangeInclusive<u64>) -> Result<u64, ConfigError> {
     let wrong = || invalid(l, path, "expected a number of bytes, such as 67108864, 64MiB or 1GiB");
     let n = parse_bytes(text(l, path).unwrap_or_default()).ok_or_else(wrong)?;
-    within(l, path, n, range)
+    if range.contains(&n) {
+        return Ok(n);
+    }
+    let (from, to) = (range.start(), range.end());
+    let shown = |n: &u64| indicatif::BinaryBytes(*n);
+    Err(invalid(l, path, format!("must be {from} ({}) to {to} ({}) bytes", shown(from), shown(to))))
 }
 
 /// `123`, `64KiB`, `64 MiB`, `1GiB`, and the decimal `kB`, `MB`, `GB`.
@@ -359,6 +360,8 @@ mod tests {
             ("[listen]\nclient = 'localhost'", "listen.client", "IP:PORT"),
             ("[listen]\nclient = '127.0.0.1:7401'", "listen.peer", "two addresses"),
             ("[storage]\nsegment_bytes = '1MiB'", "storage.segment_bytes", "must be"),
+            ("[storage]\nsegment_bytes = 1073741825", "storage.segment_bytes", "to 1073741824 (1.00 GiB) bytes"),
+            ("[storage]\nsegment_bytes = '2GiB'", "storage.segment_bytes", "to 1073741824 (1.00 GiB) bytes"),
             ("[storage]\ncache_bytes = 'lots'", "storage.cache_bytes", "64MiB"),
             ("[storage]\ncache_bytes = -1", "storage.cache_bytes", "64MiB"),
             ("[archive]\nrepository = '/tmp/x'", "archive.repository", "file:///"),
@@ -368,6 +371,7 @@ mod tests {
             assert!(e.contains(key) && e.contains(reason), "{toml:?}: {e}");
         }
         assert!(config("[listen]\nclient = '0.0.0.0:7400'\ninsecure = true").is_ok());
+        assert_eq!(config("[storage]\nsegment_bytes = '1GiB'").unwrap().segment_bytes, 1 << 30);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! stopping, starting again empty when the node must be seeded. Never: what the parts do.
 
 pub mod archive;
+mod directory;
 pub mod status;
 
 use std::io::Write as _;
@@ -13,10 +14,12 @@ use std::time::Duration;
 
 use anyhow::Context;
 use mainstay_engine::Env;
-use mainstay_engine::store::{Identity, Workers};
+use mainstay_engine::fs::LockGuard;
+use mainstay_engine::store::Workers;
 use mainstay_proto::v1::admin_server::AdminServer;
 use mainstay_proto::v1::kv_server::KvServer;
 use mainstay_proto::v1::peer_server::PeerServer;
+use mainstay_replication::core::Promise;
 use mainstay_replication::driver::{Driver, Ended, RoleName, Settings};
 use mainstay_replication::rule::{NodeId, Rule};
 use tokio::net::TcpListener;
@@ -45,8 +48,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         wait_for_signal().await;
         let _ = stop_tx.send(true);
     });
+    // Held through re-seeding, too: between two lives the directory is still this process's.
+    let mut claim = None;
     loop {
-        match run_once(&config, stop.clone()).await? {
+        match run_once(&config, &mut claim, stop.clone()).await? {
             Ended::Stopped => return Ok(()),
             Ended::Reseed => set_aside(&config)?,
         }
@@ -115,9 +120,44 @@ async fn bind(config: &Config) -> anyhow::Result<Bound> {
     Ok(Bound { client, peer, client_addr, peer_addr })
 }
 
-async fn run_once(config: &Config, stop: watch::Receiver<bool>) -> anyhow::Result<Ended> {
-    check_directory(config)?;
+/// The threads of replication. Dropped anywhere, with an error on its way up too, it waits for nothing.
+struct PeersRuntime {
+    runtime: Option<tokio::runtime::Runtime>,
+    handle: tokio::runtime::Handle,
+}
+
+impl PeersRuntime {
+    fn start() -> std::io::Result<Self> {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        let runtime = builder.worker_threads(2).thread_name("peers").enable_all().build()?;
+        Ok(Self { handle: runtime.handle().clone(), runtime: Some(runtime) })
+    }
+}
+
+impl Drop for PeersRuntime {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+async fn run_once(
+    config: &Config,
+    claim: &mut Option<Box<dyn LockGuard>>,
+    stop: watch::Receiver<bool>,
+) -> anyhow::Result<Ended> {
+    let env = Env::real();
+    let archive = Archive::new(config)?;
+    // Who starts a node twice shall hear of the directory, not of the port. But nothing is made
+    // before the ports are there.
+    if directory::inhabited(&env, &config.data)? && claim.is_none() {
+        *claim = Some(directory::claim(&env, &config.data)?);
+    }
     let bound = bind(config).await?;
+    if claim.is_none() {
+        *claim = Some(directory::claim(&env, &config.data)?);
+    }
     let rule = rule(config)?;
     let settings = Settings {
         me: NodeId(config.node_id),
@@ -128,23 +168,18 @@ async fn run_once(config: &Config, stop: watch::Receiver<bool>) -> anyhow::Resul
         client_addr: bound.client_addr.to_string(),
     };
     // Replication must not wait behind clients: it has threads of its own.
-    let peers_runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .thread_name("peers")
-        .enable_all()
-        .build()
-        .context("cannot start threads")?;
-    let entered = peers_runtime.enter();
+    let peers_runtime = PeersRuntime::start().context("cannot start threads")?;
+    let entered = peers_runtime.handle.enter();
     let transport = Arc::new(GrpcTransport::new(&config.peers)?);
     drop(entered);
-    let driver = Driver::new(Env::real(), settings, transport)?;
-    let archive = Archive::new(config)?;
+    let driver = Driver::new(env, settings, transport)?;
+    alone_with_others_data(config, driver.promise())?;
     let service = Service::new(Arc::clone(&driver), archive.archived().clone(), archive.is_configured());
 
     let (end_tx, end) = watch::channel(false);
-    let driving = peers_runtime.spawn(Arc::clone(&driver).run(end.clone()));
+    let driving = peers_runtime.handle.spawn(Arc::clone(&driver).run(end.clone()));
     let doors = Doors { service: service.clone(), archive: archive.clone(), config, driver: Arc::clone(&driver) };
-    let peer_server = peers_runtime.spawn(doors.peer(bound.peer, end.clone()));
+    let peer_server = peers_runtime.handle.spawn(doors.peer(bound.peer, end.clone()));
     let client_server = tokio::spawn(doors.client(bound.client, end.clone()));
     let archiving = tokio::spawn(archive.supervise(Arc::clone(&driver), end));
     let announced = Announcement { config, client: bound.client_addr, peer: bound.peer_addr };
@@ -159,7 +194,7 @@ async fn run_once(config: &Config, stop: watch::Receiver<bool>) -> anyhow::Resul
     if tokio::time::timeout(STOP_TIMEOUT, stopping).await.is_err() {
         tracing::warn!("an orderly stop took too long; ending anyway");
     }
-    peers_runtime.shutdown_background();
+    drop(peers_runtime);
     let outcome = outcome?;
     if let Some(store) = driver.store() {
         let store = Arc::clone(store);
@@ -168,13 +203,17 @@ async fn run_once(config: &Config, stop: watch::Receiver<bool>) -> anyhow::Resul
     Ok(outcome)
 }
 
-/// Refuses what the driver would only find out later, before a port is opened.
-fn check_directory(config: &Config) -> anyhow::Result<()> {
-    let env = Env::real();
-    if env.fs.exists(&config.data).with_context(|| format!("cannot read {}", config.data.display()))? {
-        Identity::read(&env, &config.data)?;
+/// A node alone that follows another one would wait for it for ever.
+fn alone_with_others_data(config: &Config, promise: Promise) -> anyhow::Result<()> {
+    match promise.primary {
+        Some(primary) if config.peers.is_empty() && primary.0 != config.node_id => anyhow::bail!(
+            "{} follows node {primary}, and this is node {} without peers; name all nodes with --peers, or give it \
+             its own number with --node-id",
+            config.data.display(),
+            config.node_id
+        ),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 struct Announcement<'a> {

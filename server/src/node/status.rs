@@ -5,6 +5,8 @@
 use std::collections::BTreeMap;
 
 use mainstay_engine::limits::records_between;
+use mainstay_engine::store::Store;
+use mainstay_engine::{CommitTs, Lsn};
 use mainstay_proto::v1;
 use mainstay_replication::driver::{PeerProgress, RoleName};
 use mainstay_replication::rule::NodeId;
@@ -34,7 +36,9 @@ pub fn report(service: &Service, archive: &Archive, peers: &BTreeMap<u64, String
         ..Default::default()
     };
     let known = driver.peers();
-    let mut now_us = 0;
+    let archived = archive.status();
+    let failing = archived.as_ref().is_some_and(|(_, s)| s.last_error.is_some());
+    let (mut now_us, mut unarchived) = (0, None);
     if let Some(store) = driver.store() {
         now_us = store.env().clock.wall().0;
         let (identity, last) = (store.identity(), store.log().last());
@@ -47,6 +51,7 @@ pub fn report(service: &Service, archive: &Archive, peers: &BTreeMap<u64, String
         out.commit_lsn = store.committed().get().0;
         out.applied_lsn = store.applied().get().0;
         out.archived_lsn = service.archived().get().0;
+        unarchived = oldest_unarchived(store, service.archived().get(), failing);
         let tree = store.tree().stats();
         out.storage = Some(v1::StorageStatus {
             log_bytes: store.log().disk_usage().0,
@@ -65,14 +70,25 @@ pub fn report(service: &Service, archive: &Archive, peers: &BTreeMap<u64, String
             .map(|(id, addr)| peer(*id, addr, known.get(&NodeId(*id)).cloned().unwrap_or_default(), out.appended_lsn))
             .collect();
     }
-    out.archive = archive.status().map(|(repository, s)| v1::ArchiveStatus {
+    out.archive = archived.map(|(repository, s)| v1::ArchiveStatus {
         repository,
         archived_lsn: service.archived().get().0,
-        lag_ms: s.oldest_unarchived_ts.map_or(0, |ts| now_us.saturating_sub(ts.0) / 1000),
+        lag_ms: s.oldest_unarchived_ts.or(unarchived).map_or(0, |ts| now_us.saturating_sub(ts.0) / 1000),
         last_error: s.last_error.unwrap_or_default(),
         no_base: leads && archive.has_no_base(),
     });
     out
+}
+
+/// Commit timestamp of the oldest committed record that is not known to be archived, as the log has
+/// it. None while the archiver still looks for the end of the archive.
+fn oldest_unarchived(store: &Store, archived: Lsn, failing: bool) -> Option<CommitTs> {
+    if archived >= store.committed().get() || (archived == Lsn::ZERO && !failing) {
+        return None;
+    }
+    let next = archived.next().max(store.log().oldest());
+    // A status without a lag is better than no status.
+    store.log().position_at(next).ok().flatten().map(|p| p.ts)
 }
 
 fn peer(node_id: u64, addr: &str, p: PeerProgress, head: u64) -> v1::PeerStatus {

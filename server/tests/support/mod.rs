@@ -5,6 +5,8 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 #![allow(clippy::disallowed_methods, reason = "an outside observer, not the simulated core")]
 
+pub mod stores;
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
@@ -59,6 +61,10 @@ pub struct Node {
     pub peer: String,
     pub data: PathBuf,
     args: Vec<String>,
+    /// Variables of its environment, beside the test's own.
+    pub env: Vec<(String, String)>,
+    /// A program and its arguments that end up being the node, such as `unshare -m`.
+    pub under: Vec<String>,
     log: PathBuf,
     child: Option<Child>,
     /// The line it printed when it was ready.
@@ -74,6 +80,8 @@ impl Node {
             peer: format!("127.0.0.1:{}", free_port()),
             data: scratch.join(&format!("node{id}")),
             args: args.iter().map(|a| (*a).to_owned()).collect(),
+            env: Vec::new(),
+            under: Vec::new(),
             log: scratch.join(&format!("node{id}.log")),
             child: None,
             ready: String::new(),
@@ -81,7 +89,9 @@ impl Node {
     }
 
     pub fn command(&self) -> Command {
-        let mut c = Command::new(BINARY);
+        let mut words = self.under.iter().map(String::as_str).chain([BINARY]);
+        let mut c = Command::new(words.next().unwrap());
+        c.args(words).envs(self.env.iter().cloned());
         c.args(["server", "--node-id", &self.id.to_string(), "--listen", &self.client, "--peer-listen", &self.peer]);
         c.arg("--data").arg(&self.data).args(&self.args);
         c
@@ -123,6 +133,10 @@ impl Node {
     pub fn signal(&self, name: &str) {
         let pid = self.child.as_ref().unwrap().id().to_string();
         assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
     }
 
     pub fn is_running(&self) -> bool {
@@ -184,11 +198,31 @@ pub fn mainstay(args: &[&str]) -> Output {
     Command::new(BINARY).args(args).stdin(Stdio::null()).output().unwrap()
 }
 
+/// Asserts how a command ended, that stderr has one error and no more, and what it says.
+pub fn check_refusal(out: &Output, what: &str, code: i32, says: &[&str]) {
+    let err = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(code), "{what}: {err}");
+    assert_eq!(err.lines().filter(|l| l.starts_with("error: ")).count(), 1, "{what}: {err}");
+    assert!(!err.contains("<Error>") && !err.contains("<?xml"), "{what}: {err}");
+    for s in says {
+        assert!(err.contains(s), "{what} does not say {s:?}: {err}");
+    }
+    assert!(!err.contains("panicked") && !err.contains('\x1b'), "{what}: {err}");
+}
+
 /// Runs a subcommand that must succeed; returns its standard output.
 pub fn succeed(args: &[&str]) -> String {
     let out = mainstay(args);
     assert!(out.status.success(), "{args:?} ended with {}:\n{}", out.status, String::from_utf8_lossy(&out.stderr));
     String::from_utf8(out.stdout).unwrap()
+}
+
+/// A subcommand's JSON; panics unless it ended with one of these codes.
+pub fn json(args: &[&str], codes: &[i32]) -> serde_json::Value {
+    let out = mainstay(&[args, &["-o", "json"]].concat());
+    let code = out.status.code().unwrap();
+    assert!(codes.contains(&code), "{args:?} ended with {code}:\n{}", String::from_utf8_lossy(&out.stderr));
+    serde_json::from_slice(&out.stdout).unwrap()
 }
 
 /// Asks again until the answer satisfies; panics with what was last heard.
