@@ -97,11 +97,12 @@ impl Error {
     }
 }
 
-/// Whether the call failed before anything was sent: no connection came about.
+/// Whether the call failed before anything was sent: no connection came about, or it closed while the call
+/// still waited to be handed to it (which is what hyper calls canceled).
 fn is_connect_error(status: &Status) -> bool {
     let mut source = std::error::Error::source(status);
     while let Some(e) = source {
-        if e.is::<tonic::ConnectError>() {
+        if e.is::<tonic::ConnectError>() || e.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled) {
             return true;
         }
         source = e.source();
