@@ -59,11 +59,16 @@ impl Driver {
         Ok(store)
     }
 
-    /// Refuses data of another cluster than the peers': nothing good can come of opening it.
+    /// Refuses data of another cluster than that of a majority: nothing good can come of opening it. One
+    /// stranger among the peers must not keep the rightful nodes from starting.
     async fn check_cluster(self: &Arc<Self>, own: ClusterId) -> Result<()> {
         let clusters: Vec<_> = self.ask_all().await.into_iter().map(|(node, r)| (node, r.cluster)).collect();
-        let other = clusters.iter().find(|(_, c)| *c != own && *c != ClusterId(0));
-        let Some((node, theirs)) = other.filter(|_| clusters.iter().all(|(_, c)| *c != own)) else { return Ok(()) };
+        let mut strangers = clusters.iter().filter(|(_, c)| *c != own && *c != ClusterId(0)).peekable();
+        let Some((node, theirs)) = strangers.peek().copied() else { return Ok(()) };
+        let rule = &self.settings.rule;
+        if !rule.is_majority(rule.set(strangers.map(|(node, _)| *node))) {
+            return Ok(());
+        }
         let what = format!(
             "holds data of cluster {own}, but node {node} belongs to cluster {theirs}; check --data and --peers, or \
              start with an empty directory to be seeded"
