@@ -5,7 +5,6 @@
 
 #![expect(clippy::disallowed_methods, reason = "the drill is an outside observer with a directory of its own")]
 
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -199,10 +198,7 @@ impl Cluster {
     /// No ports.
     pub(super) fn new(scratch: &Scratch, shape: &Shape, first_data: Option<PathBuf>) -> anyhow::Result<Self> {
         let count = usize::try_from(shape.nodes)?;
-        // All at once, so that none is given twice.
-        let held = (0..2 * count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<std::io::Result<Vec<_>>>()?;
-        let ports = held.iter().map(|l| Ok(l.local_addr()?.port())).collect::<std::io::Result<Vec<_>>>()?;
-        drop(held);
+        let ports = super::ports::unused(2 * count)?;
         let (clients, peers) = ports.split_at(count);
         let numbered = || (1..=shape.nodes).zip(clients.iter().zip(peers));
         let peer_list = numbered().map(|(id, (_, p))| format!("{id}=127.0.0.1:{p}")).collect::<Vec<_>>().join(",");

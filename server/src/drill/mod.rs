@@ -10,6 +10,7 @@ mod compare;
 mod fault;
 mod ledger;
 mod measure;
+pub mod ports;
 mod report;
 mod scenario;
 mod verdict;

@@ -9,7 +9,6 @@ pub mod stores;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -22,7 +21,7 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A port that was free a moment ago.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    mainstay::drill::ports::unused(1).unwrap()[0]
 }
 
 /// A directory for one test, removed at its end unless the test fails.
