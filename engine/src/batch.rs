@@ -228,21 +228,32 @@ impl Batch {
     /// # Errors
     /// `Malformed` for anything outside the format or its limits.
     pub fn decode(body: &[u8]) -> Result<Self, Malformed> {
-        let mut c = Cursor::new(body);
-        let count = usize::try_from(c.varint()?).map_err(|_| Malformed("operation count over bound"))?;
-        if count > BATCH_OPS_MAX || body.len() > BATCH_BYTES_MAX {
-            return Err(Malformed("batch over its limits"));
-        }
-        let ops = c;
-        for _ in 0..count {
-            if let Op::Put { envelope, .. } = decode_op(&mut c)? {
-                Value::decode(envelope)?;
-            }
-        }
-        c.finish()?;
-        let mut ops = ops;
-        Ok(Self { ops: ops.take_rest().to_vec(), count })
+        let (ops, count) = check(body, |_| ())?;
+        Ok(Self { ops: ops.to_vec(), count })
     }
+}
+
+/// Checks all of a body without copying it, showing each operation to `see`; returns the encoded
+/// operations and their number.
+///
+/// # Errors
+/// `Malformed` for anything outside the format or its limits.
+pub(crate) fn check<'a>(body: &'a [u8], mut see: impl FnMut(Op<'a>)) -> Result<(&'a [u8], usize), Malformed> {
+    let mut c = Cursor::new(body);
+    let count = usize::try_from(c.varint()?).map_err(|_| Malformed("operation count over bound"))?;
+    if count > BATCH_OPS_MAX || body.len() > BATCH_BYTES_MAX {
+        return Err(Malformed("batch over its limits"));
+    }
+    let mut ops = c;
+    for _ in 0..count {
+        let op = decode_op(&mut c)?;
+        if let Op::Put { envelope, .. } = op {
+            Value::decode(envelope)?;
+        }
+        see(op);
+    }
+    c.finish()?;
+    Ok((ops.take_rest(), count))
 }
 
 /// Iterates a body without copying it. The body must have passed [`Batch::decode`] or carry a

@@ -51,7 +51,7 @@ pub struct TreeStats {
     pub tables: [u64; 2],
     /// Bytes of the tables in level 0 and in level 1.
     pub table_bytes: [u64; 2],
-    /// Memory of active and frozen memtables, in bytes, roughly.
+    /// Memory of active and frozen memtables, in bytes.
     pub memtable_bytes: u64,
     /// Frozen memtables that wait for their flush.
     pub frozen_memtables: u64,
@@ -163,7 +163,7 @@ impl Tree {
         let tables_dir = tables_dir(dir);
         let cache = Arc::new(BlockCache::new(options.cache_bytes, options.block_bytes));
         let state = manifest.state();
-        let version = open_tables(&env, &tables_dir, &cache, state)?;
+        let version = open_tables(&env, &tables_dir, &cache, state, options)?;
         // Only now, with the manifest and all tables it names read, is a file known to be unused.
         remove_unnamed(&env, &tables_dir, state)?;
         manifest.remove_others()?;
@@ -238,7 +238,7 @@ impl Tree {
             return;
         }
         let mut version = (*current.version).clone();
-        let full = std::mem::replace(&mut version.active, Arc::new(Memtable::default()));
+        let full = std::mem::replace(&mut version.active, Arc::new(Memtable::new(self.options.memtable_bytes)));
         version.frozen.insert(0, full);
         current.version = Arc::new(version);
     }
@@ -353,7 +353,7 @@ impl Tree {
     }
 }
 
-fn open_tables(env: &Env, dir: &Path, cache: &Arc<BlockCache>, state: &State) -> Result<Version> {
+fn open_tables(env: &Env, dir: &Path, cache: &Arc<BlockCache>, state: &State, options: &Options) -> Result<Version> {
     let (mut level0, mut level1) = (Vec::new(), Vec::new());
     for Placed { level, file } in &state.tables {
         let path = dir.join(table_name(file.id));
@@ -366,7 +366,7 @@ fn open_tables(env: &Env, dir: &Path, cache: &Arc<BlockCache>, state: &State) ->
     level0.reverse();
     sort_level1(&mut level1);
     Ok(Version {
-        active: Arc::new(Memtable::default()),
+        active: Arc::new(Memtable::new(options.memtable_bytes)),
         frozen: Vec::new(),
         level0,
         level1,
