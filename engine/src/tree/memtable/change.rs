@@ -27,6 +27,8 @@ pub(crate) struct Change<'a> {
 #[derive(Debug)]
 pub(super) enum Work<'a> {
     Nothing,
+    /// A batch of one put or delete.
+    One(Op<'a>),
     /// A batch without range deletes: done in its own order, a later operation replaces the
     /// version that an earlier one made.
     InOrder(&'a [u8]),
@@ -40,10 +42,17 @@ impl<'a> Change<'a> {
         let mut out = Self { work: Work::Nothing, bytes: 0, event: None };
         match h.kind {
             Kind::Batch => {
-                let mut ranges = 0;
-                let (_, count) = check(record.body, |op| ranges += usize::from(matches!(op, Op::DeleteRange { .. })))?;
+                let (mut ranges, mut last) = (0, None);
+                let (_, count) = check(record.body, |op| {
+                    ranges += usize::from(matches!(op, Op::DeleteRange { .. }));
+                    last = Some(op);
+                })?;
                 out.bytes = record.body.len() + count * OVERHEAD;
-                out.work = if ranges == 0 { Work::InOrder(record.body) } else { settle(record.body, h.lsn) };
+                out.work = match last {
+                    _ if ranges > 0 => settle(record.body, h.lsn),
+                    Some(op) if count == 1 => Work::One(op),
+                    _ => Work::InOrder(record.body),
+                };
             }
             Kind::EpochStart => out.event = Some(Event::Epoch(EpochStart { epoch: h.epoch, lsn: h.lsn, ts: h.ts })),
             Kind::TimelineStart => out.event = Some(Event::Timeline(TimelineStart::decode(record.body)?)),

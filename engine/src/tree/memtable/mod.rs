@@ -113,6 +113,11 @@ impl Memtable {
         inner.events.extend(change.event);
         match change.work {
             Work::Nothing => {}
+            Work::One(op) => {
+                if let Some((space, key, value)) = parts(op) {
+                    inner.add(&self.filter, at.lsn, (space, key), value);
+                }
+            }
             // The body was checked when the change was made: no operation is malformed.
             Work::InOrder(body) => inner = self.add_all(inner, at.lsn, &mut ops(body).flatten().filter_map(parts)),
             Work::Settled(entries, ranges) => {
