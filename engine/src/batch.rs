@@ -105,6 +105,7 @@ pub enum LimitError {
 pub struct Batch {
     ops: Vec<u8>,
     count: usize,
+    ranges: bool,
 }
 
 impl Batch {
@@ -207,6 +208,7 @@ impl Batch {
         put_slice(&mut self.ops, start);
         put_slice(&mut self.ops, end);
         self.count += 1;
+        self.ranges = true;
         Ok(self)
     }
 
@@ -218,9 +220,17 @@ impl Batch {
 
     /// The operations in order.
     pub fn iter(&self) -> impl Iterator<Item = Op<'_>> {
-        let mut c = Cursor::new(&self.ops);
-        // Our own bytes: built by the methods above or checked whole by `decode`.
-        std::iter::from_fn(move || if c.is_empty() { None } else { decode_op(&mut c).ok() })
+        raw_ops(&self.ops)
+    }
+
+    /// The encoded operations, see [`raw_ops`].
+    pub(crate) fn raw(&self) -> &[u8] {
+        &self.ops
+    }
+
+    /// Whether an operation deletes a range.
+    pub(crate) const fn deletes_ranges(&self) -> bool {
+        self.ranges
     }
 
     /// Reads a body and checks all of it.
@@ -228,21 +238,39 @@ impl Batch {
     /// # Errors
     /// `Malformed` for anything outside the format or its limits.
     pub fn decode(body: &[u8]) -> Result<Self, Malformed> {
-        let mut c = Cursor::new(body);
-        let count = usize::try_from(c.varint()?).map_err(|_| Malformed("operation count over bound"))?;
-        if count > BATCH_OPS_MAX || body.len() > BATCH_BYTES_MAX {
-            return Err(Malformed("batch over its limits"));
-        }
-        let ops = c;
-        for _ in 0..count {
-            if let Op::Put { envelope, .. } = decode_op(&mut c)? {
-                Value::decode(envelope)?;
-            }
-        }
-        c.finish()?;
-        let mut ops = ops;
-        Ok(Self { ops: ops.take_rest().to_vec(), count })
+        let mut ranges = false;
+        let (ops, count) = check(body, |op| ranges |= matches!(op, Op::DeleteRange { .. }))?;
+        Ok(Self { ops: ops.to_vec(), count, ranges })
     }
+}
+
+/// Iterates encoded operations of our own: built by a [`Batch`], or checked whole by [`check`].
+pub(crate) fn raw_ops(raw: &[u8]) -> impl Iterator<Item = Op<'_>> {
+    let mut c = Cursor::new(raw);
+    std::iter::from_fn(move || if c.is_empty() { None } else { decode_op(&mut c).ok() })
+}
+
+/// Checks all of a body without copying it, showing each operation to `see`; returns the encoded
+/// operations and their number.
+///
+/// # Errors
+/// `Malformed` for anything outside the format or its limits.
+pub(crate) fn check<'a>(body: &'a [u8], mut see: impl FnMut(Op<'a>)) -> Result<(&'a [u8], usize), Malformed> {
+    let mut c = Cursor::new(body);
+    let count = usize::try_from(c.varint()?).map_err(|_| Malformed("operation count over bound"))?;
+    if count > BATCH_OPS_MAX || body.len() > BATCH_BYTES_MAX {
+        return Err(Malformed("batch over its limits"));
+    }
+    let mut ops = c;
+    for _ in 0..count {
+        let op = decode_op(&mut c)?;
+        if let Op::Put { envelope, .. } = op {
+            Value::decode(envelope)?;
+        }
+        see(op);
+    }
+    c.finish()?;
+    Ok((ops.take_rest(), count))
 }
 
 /// Iterates a body without copying it. The body must have passed [`Batch::decode`] or carry a

@@ -52,7 +52,7 @@ pub struct TreeStats {
     pub tables: [u64; 2],
     /// Bytes of the tables in level 0 and in level 1.
     pub table_bytes: [u64; 2],
-    /// Memory of active and frozen memtables, in bytes, roughly.
+    /// Memory of active and frozen memtables, in bytes.
     pub memtable_bytes: u64,
     /// Frozen memtables that wait for their flush.
     pub frozen_memtables: u64,
@@ -195,7 +195,7 @@ impl Tree {
         let tables_dir = tables_dir(dir);
         let cache = Arc::new(BlockCache::new(options.cache_bytes, options.block_bytes));
         let state = manifest.state();
-        let version = open_tables(&env, &tables_dir, &cache, state)?;
+        let version = open_tables(&env, &tables_dir, &cache, state, options)?;
         let applier = Applier { epochs: state.epochs.clone(), timeline: state.timeline };
         let current = Current { applied: state.flushed, version: Arc::new(version) };
         Ok(Self {
@@ -299,7 +299,7 @@ impl Tree {
             return;
         }
         let mut version = (*current.version).clone();
-        let full = std::mem::replace(&mut version.active, Arc::new(Memtable::default()));
+        let full = std::mem::replace(&mut version.active, Arc::new(Memtable::new(self.options.memtable_bytes)));
         version.frozen.insert(0, full);
         current.version = Arc::new(version);
     }
@@ -414,7 +414,7 @@ impl Tree {
     }
 }
 
-fn open_tables(env: &Env, dir: &Path, cache: &Arc<BlockCache>, state: &State) -> Result<Version> {
+fn open_tables(env: &Env, dir: &Path, cache: &Arc<BlockCache>, state: &State, options: &Options) -> Result<Version> {
     let (mut level0, mut level1) = (Vec::new(), Vec::new());
     for Placed { level, file } in &state.tables {
         let path = dir.join(table_name(file.id));
@@ -427,7 +427,7 @@ fn open_tables(env: &Env, dir: &Path, cache: &Arc<BlockCache>, state: &State) ->
     level0.reverse();
     sort_level1(&mut level1);
     Ok(Version {
-        active: Arc::new(Memtable::default()),
+        active: Arc::new(Memtable::new(options.memtable_bytes)),
         frozen: Vec::new(),
         level0,
         level1,

@@ -51,10 +51,10 @@ impl Version {
     /// Parts are asked from new to old: each holds only LSNs below those of the part before, for
     /// one key, so the first version found is the newest.
     fn find(&self, key: &[u8], lsn: Lsn) -> Result<Option<(Lsn, Stored)>> {
-        if let Some(found) = self.memtables().find_map(|m| m.get(key, lsn)) {
+        let hash = key_hash(key);
+        if let Some(found) = self.memtables().find_map(|m| m.get(key, hash, lsn)) {
             return Ok(Some(found));
         }
-        let hash = key_hash(key);
         for table in &self.level0 {
             if let Some(found) = table.get(key, hash, lsn)? {
                 return Ok(Some(found));
