@@ -2,7 +2,7 @@
 //! and what to do, and that nothing changed.
 //!
 //! `cli.rs` has what needs no server (flags, keys of the configuration), `s3.rs` has buckets. Owns:
-//! data directories, disks, limits, damaged logs, restores in the way. Never: sleeping.
+//! data directories, disks, limits, damaged logs, restores in the way. Never: a fixed wait.
 
 #![allow(
     clippy::unwrap_used,
@@ -20,10 +20,11 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use mainstay_client::{Client, ErrorClass, Write};
 use serde_json::Value;
-use support::{BINARY, Cluster, Node, Scratch, check_refusal, json, mainstay, read_jsonl, succeed, until};
+use support::{BINARY, Cluster, Node, PATIENCE, Scratch, check_refusal, json, mainstay, read_jsonl, succeed, until};
 
 /// Small segments, so that they are made fast and fit a small disk.
 const SMALL: [&str; 2] = ["--set", "storage.segment_bytes=21MiB"];
@@ -58,7 +59,16 @@ fn assert_unchanged(before: &BTreeMap<PathBuf, Vec<u8>>, dir: &Path, what: &str)
 
 /// A server on `node`'s directory must end with 1 and say this.
 fn refused(node: &Node, what: &str, says: &[&str]) {
-    check_refusal(&node.command().output().unwrap(), what, 1, says);
+    let mut server = node.command().stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let end = Instant::now() + PATIENCE;
+    while server.try_wait().unwrap().is_none() {
+        if Instant::now() > end {
+            server.kill().unwrap();
+            panic!("{what} was not refused: the server ran on");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    check_refusal(&server.wait_with_output().unwrap(), what, 1, says);
 }
 
 fn started(scratch: &Scratch, args: &[&str]) -> Node {
@@ -162,6 +172,10 @@ async fn data_of_another_cluster_is_refused_and_where_it_gets_in_it_deposes_nobo
     let mut cluster = Cluster::new(&scratch, 3, "quorum", &SMALL);
     cluster.start();
     let endpoints = cluster.endpoint_list();
+    let lead = async || json(&["status", "--endpoints", &endpoints], &[0, 3]);
+    // A node that has joined no cluster yet would join the stranger's.
+    let joined = |s: &Value| (0..3).all(|n| s["nodes"][n]["durable_lsn"].as_u64() > Some(0));
+    until("all to have joined", lead, joined).await;
     let theirs = cluster_id(&stranger.data);
     for id in [3, 1] {
         cluster.node(id).kill();
@@ -173,7 +187,6 @@ async fn data_of_another_cluster_is_refused_and_where_it_gets_in_it_deposes_nobo
         cluster.node(id).data = own;
         cluster.node(id).start();
     }
-    let lead = async || json(&["status", "--endpoints", &endpoints], &[0, 3]);
     let is_led = |s: &Value| s["nodes"][0]["role"] == "primary" && s["nodes"][2]["role"] == "replica";
     let epoch = until("a primary", lead, is_led).await["nodes"][0]["epoch"].clone();
 
