@@ -103,7 +103,19 @@ impl<'a> Cursor<'a> {
     ///
     /// # Errors
     /// `Malformed` when it ends early, is over 64 bits, or is not minimal.
+    #[inline]
     pub fn varint(&mut self) -> Result<u64, Malformed> {
+        match self.rest.split_first() {
+            // Most are short.
+            Some((byte, rest)) if *byte < 0x80 => {
+                self.rest = rest;
+                Ok(u64::from(*byte))
+            }
+            _ => self.long_varint(),
+        }
+    }
+
+    fn long_varint(&mut self) -> Result<u64, Malformed> {
         let mut value = 0u64;
         for shift in (0..64).step_by(7) {
             let byte = self.u8()?;

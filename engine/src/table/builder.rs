@@ -3,6 +3,7 @@
 //! Owns: the file until `finish`; a builder that is dropped before removes it. Never: syncs of the
 //! directory or the manifest, which make the table part of a tree.
 
+use std::cmp::Ordering;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,13 +13,12 @@ use crate::fs::{File, Fs, OpenMode};
 use crate::lsn::{CommitTs, Lsn};
 use crate::value::Value;
 
-use super::block::{BlockBuilder, entry_bytes};
+use super::block_builder::BlockBuilder;
 use super::filter::{Filter, key_hash};
-use super::format::{
-    BlockKind, Footer, IndexEntry, Origin, Place, Properties, encode_index, encode_ranges, put_block, section_parts,
-};
+use super::format::{BlockKind, Footer, Origin, Place, Properties, encode_ranges, put_block, section_parts};
+use super::index::IndexBuilder;
 use super::times::Times;
-use super::{Item, RangeDelete, Stored, TableFile, table_name};
+use super::{EntryRef, RangeDelete, TableFile, table_name};
 
 /// Written to the file in pieces of about this many bytes.
 const WRITE_BYTES: usize = 256 * 1024;
@@ -49,9 +49,12 @@ pub(crate) struct TableBuilder {
     id: u128,
     block_bytes: usize,
     block: BlockBuilder,
-    index: Vec<IndexEntry>,
+    raw: Vec<u8>,
+    packed: Vec<u8>,
+    index: IndexBuilder,
     hashes: Vec<u64>,
-    last: Option<(Vec<u8>, Lsn)>,
+    last_key: Vec<u8>,
+    last_lsn: Lsn,
     buffer: Vec<u8>,
     written: u64,
     hasher: blake3::Hasher,
@@ -71,9 +74,12 @@ impl TableBuilder {
             id,
             block_bytes: block_bytes.clamp(64, BLOCK_BYTES_CAP),
             block: BlockBuilder::default(),
-            index: Vec::new(),
+            raw: Vec::new(),
+            packed: Vec::new(),
+            index: IndexBuilder::default(),
             hashes: Vec::new(),
-            last: None,
+            last_key: Vec::new(),
+            last_lsn: Lsn::ZERO,
             buffer: Vec::new(),
             written: 0,
             hasher: blake3::Hasher::new(),
@@ -84,40 +90,49 @@ impl TableBuilder {
 
     /// File length so far, in bytes.
     pub(crate) const fn bytes(&self) -> u64 {
-        self.written + (self.buffer.len() + self.block.bytes()) as u64
+        self.written + (self.buffer.len() + self.block.size()) as u64
     }
 
     /// Adds an entry that is above the last one in (key, LSN descending).
-    pub(crate) fn add(&mut self, item: Item) -> Result<()> {
-        let new_key = match &self.last {
-            Some((key, lsn)) if *key == item.key && item.lsn < *lsn => false,
-            Some((key, _)) if *key >= item.key => {
-                return Err(Error::corruption(&self.path, self.bytes(), Some(item.lsn), "entries out of order"));
+    pub(crate) fn add(&mut self, entry: EntryRef<'_>) -> Result<()> {
+        // Keys start with a keyspace byte, so the empty one is below all.
+        match entry.key.cmp(&self.last_key) {
+            Ordering::Greater => {
+                if self.properties.entries == 0 {
+                    self.properties.min_key = entry.key.to_vec();
+                }
+                self.hashes.push(key_hash(entry.key));
             }
-            _ => true,
-        };
-        if new_key {
-            self.hashes.push(key_hash(&item.key));
+            Ordering::Equal if entry.lsn < self.last_lsn => {}
+            _ => return Err(Error::corruption(&self.path, self.bytes(), Some(entry.lsn), "entries out of order")),
         }
-        self.last = Some((item.key.clone(), item.lsn));
-        self.count(&item);
-        if !self.block.is_empty() && self.block.bytes() + entry_bytes(&item) > self.block_bytes {
+        if !self.block.is_empty() && self.block.size() + BlockBuilder::size_of(entry) > self.block_bytes {
             self.finish_block()?;
         }
-        self.block.push(item);
+        if self.block.is_empty() {
+            self.index.next_starts(entry.key);
+        }
+        self.last_key.clear();
+        self.last_key.extend_from_slice(entry.key);
+        self.last_lsn = entry.lsn;
+        self.count(entry);
+        self.block.push(entry);
         Ok(())
     }
 
-    fn count(&mut self, item: &Item) {
+    /// The key added last.
+    pub(crate) fn last_key(&self) -> &[u8] {
+        &self.last_key
+    }
+
+    fn count(&mut self, entry: EntryRef<'_>) {
         let p = &mut self.properties;
         p.entries += 1;
-        match &item.op {
-            Stored::Put(envelope) => {
-                p.expiring += u64::from(Value::decode(envelope).is_ok_and(|v| v.expiry.is_some()));
-            }
-            Stored::Delete => p.deletes += 1,
+        match entry.value {
+            Some(envelope) => p.expiring += u64::from(Value::decode(envelope).is_ok_and(|v| v.expiry.is_some())),
+            None => p.deletes += 1,
         }
-        self.cover_lsn(item.lsn);
+        self.cover_lsn(entry.lsn);
     }
 
     fn cover_lsn(&mut self, lsn: Lsn) {
@@ -127,18 +142,25 @@ impl TableBuilder {
     }
 
     fn finish_block(&mut self) -> Result<()> {
-        let Some((raw, first, last)) = self.block.finish() else { return Ok(()) };
+        if self.block.is_empty() {
+            return Ok(());
+        }
+        let mut raw = std::mem::take(&mut self.raw);
+        raw.clear();
+        self.block.write(&mut raw);
         self.properties.raw_bytes += raw.len() as u64;
         self.properties.data_blocks += 1;
         let place = self.put(BlockKind::Data, &raw)?;
-        self.index.push(IndexEntry { first, last, place });
+        self.raw = raw;
+        self.index.finished(self.block.last_key(), place.len);
+        self.block.clear();
         Ok(())
     }
 
     fn put(&mut self, kind: BlockKind, raw: &[u8]) -> Result<Place> {
         let offset = self.written + self.buffer.len() as u64;
         let before = self.buffer.len();
-        put_block(&mut self.buffer, self.id, offset, kind, raw);
+        put_block(&mut self.buffer, &mut self.packed, (self.id, offset, kind), raw);
         let len = (self.buffer.len() - before) as u64;
         if self.buffer.len() >= WRITE_BYTES {
             self.write_out()?;
@@ -177,13 +199,12 @@ impl TableBuilder {
         self.properties.max_ts = max_ts;
         self.properties.first_time = times.first().unwrap_or_default();
         self.properties.last_time = times.last().unwrap_or_default();
-        self.properties.min_key = self.index.first().map(|e| e.first.clone()).unwrap_or_default();
-        self.properties.max_key = self.index.last().map(|e| e.last.clone()).unwrap_or_default();
+        self.properties.max_key = std::mem::take(&mut self.last_key);
         self.properties.ranges = self.put_section(BlockKind::Ranges, &encode_ranges(ranges))?;
         self.properties.times = self.put_section(BlockKind::Times, times.as_bytes())?;
         let filter = Filter::build(&std::mem::take(&mut self.hashes));
         self.properties.filter = self.put_section(BlockKind::Filter, &filter.encode())?;
-        let index = encode_index(&std::mem::take(&mut self.index));
+        let index = self.index.finish();
         self.properties.index = self.put_section(BlockKind::Index, &index)?;
         let properties = self.put(BlockKind::Properties, &self.properties.encode())?;
         self.buffer.extend_from_slice(&Footer { id: self.id, properties }.encode());

@@ -17,10 +17,15 @@ pub(crate) fn key_hash(key: &[u8]) -> u64 {
     xxh3_64(key)
 }
 
+/// One cache line of bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(align(64))]
+struct Line([u64; WORDS]);
+
 /// Which keys a table may hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Filter {
-    blocks: Vec<[u64; WORDS]>,
+    blocks: Vec<Line>,
 }
 
 fn probe_masks(hash: u64) -> [u64; WORDS] {
@@ -39,11 +44,11 @@ fn probe_masks(hash: u64) -> [u64; WORDS] {
 impl Filter {
     /// A filter over distinct key hashes.
     pub(crate) fn build(hashes: &[u64]) -> Self {
-        let mut out = Self { blocks: vec![[0; WORDS]; (hashes.len() * BITS_PER_KEY).div_ceil(512)] };
+        let mut out = Self { blocks: vec![Line::default(); (hashes.len() * BITS_PER_KEY).div_ceil(512)] };
         for h in hashes {
             let at = out.slot(*h);
             if let Some(block) = out.blocks.get_mut(at) {
-                block.iter_mut().zip(probe_masks(*h)).for_each(|(w, m)| *w |= m);
+                block.0.iter_mut().zip(probe_masks(*h)).for_each(|(w, m)| *w |= m);
             }
         }
         out
@@ -58,7 +63,7 @@ impl Filter {
     pub(crate) fn may_contain(&self, hash: u64) -> bool {
         self.blocks
             .get(self.slot(hash))
-            .is_some_and(|block| block.iter().zip(probe_masks(hash)).all(|(w, m)| w & m == m))
+            .is_some_and(|block| block.0.iter().zip(probe_masks(hash)).all(|(w, m)| w & m == m))
     }
 
     /// Memory in bytes.
@@ -69,7 +74,7 @@ impl Filter {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(1 + self.bytes());
         out.push(PROBES);
-        self.blocks.iter().flatten().for_each(|w| out.extend_from_slice(&w.to_le_bytes()));
+        self.blocks.iter().flat_map(|line| line.0).for_each(|w| out.extend_from_slice(&w.to_le_bytes()));
         out
     }
 
@@ -80,11 +85,11 @@ impl Filter {
         }
         let mut blocks = Vec::with_capacity(c.remaining() / (WORDS * 8));
         while !c.is_empty() {
-            let mut block = [0; WORDS];
-            for w in &mut block {
+            let mut line = Line::default();
+            for w in &mut line.0 {
                 *w = c.u64()?;
             }
-            blocks.push(block);
+            blocks.push(line);
         }
         Ok(Self { blocks })
     }

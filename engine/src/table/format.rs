@@ -21,7 +21,7 @@ use super::RangeDelete;
 use super::block::INTERNAL_KEY_MAX;
 
 /// Format version this program writes and the newest it reads.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 const MAGIC: u64 = u64::from_le_bytes(*b"MSTABLE\x01");
 /// Bytes in front of a block's stored bytes.
 pub(super) const FRAME_BYTES: usize = 20;
@@ -54,10 +54,18 @@ fn seed(id: u128, offset: u64, frame: &[u8]) -> u64 {
     xxh3_64(&input)
 }
 
-/// Appends `raw` as a block that will stand at `offset` of table `id`.
-pub(super) fn put_block(out: &mut Vec<u8>, id: u128, offset: u64, kind: BlockKind, raw: &[u8]) {
-    let packed = lz4_flex::block::compress(raw);
-    let (codec, stored) = if packed.len() < raw.len() { (CODEC_LZ4, &packed[..]) } else { (CODEC_RAW, raw) };
+/// Appends `raw` as a block that will stand at `offset` of table `id`. `packed` is memory to work in.
+pub(super) fn put_block(
+    out: &mut Vec<u8>,
+    packed: &mut Vec<u8>,
+    (id, offset, kind): (u128, u64, BlockKind),
+    raw: &[u8],
+) {
+    packed.resize(lz4_flex::block::get_maximum_output_size(raw.len()), 0);
+    // The room is what the packer asks for: it has no other way to fail, and raw bytes serve as well.
+    let packed_len = lz4_flex::block::compress_into(raw, packed).unwrap_or(raw.len());
+    let packed = packed.get(..packed_len).filter(|p| p.len() < raw.len());
+    let (codec, stored) = packed.map_or((CODEC_RAW, raw), |p| (CODEC_LZ4, p));
     let mut frame = [0u8; 12];
     frame[0] = kind as u8;
     frame[1] = codec;
@@ -280,42 +288,6 @@ impl Footer {
     }
 }
 
-/// One data block, as the index knows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct IndexEntry {
-    pub(super) first: Vec<u8>,
-    pub(super) last: Vec<u8>,
-    pub(super) place: Place,
-}
-
-pub(super) fn encode_index(entries: &[IndexEntry]) -> Vec<u8> {
-    let mut out = Vec::new();
-    for e in entries {
-        put_slice(&mut out, &e.first);
-        put_slice(&mut out, &e.last);
-        e.place.encode(&mut out);
-    }
-    out
-}
-
-pub(super) fn decode_index(bytes: &[u8]) -> Result<Vec<IndexEntry>, Malformed> {
-    let mut c = Cursor::new(bytes);
-    let mut out: Vec<IndexEntry> = Vec::new();
-    while !c.is_empty() {
-        let first = c.slice(INTERNAL_KEY_MAX)?.to_vec();
-        let last = c.slice(INTERNAL_KEY_MAX)?.to_vec();
-        let place = Place::decode(&mut c)?;
-        if last < first || out.last().is_some_and(|p| first < p.last) {
-            return Err(Malformed("index out of order"));
-        }
-        if place.len > (RAW_BYTES_MAX + FRAME_BYTES) as u64 {
-            return Err(Malformed("block length over bound"));
-        }
-        out.push(IndexEntry { first, last, place });
-    }
-    Ok(out)
-}
-
 pub(super) fn encode_ranges(ranges: &[RangeDelete]) -> Vec<u8> {
     let mut out = Vec::new();
     for r in ranges {
@@ -346,7 +318,7 @@ mod tests {
     fn a_block_is_bound_to_its_table_and_offset() {
         let raw = b"payload payload payload payload".repeat(10);
         let mut out = Vec::new();
-        put_block(&mut out, 7, 40, BlockKind::Data, &raw);
+        put_block(&mut out, &mut Vec::new(), (7, 40, BlockKind::Data), &raw);
         assert!(out.len() < raw.len());
         assert_eq!(take_block(&mut Cursor::new(&out), 7, 40, BlockKind::Data).as_deref(), Ok(&raw[..]));
         assert!(take_block(&mut Cursor::new(&out), 8, 40, BlockKind::Data).is_err());
@@ -373,7 +345,6 @@ mod tests {
             let _ = take_section(&bytes, 1, 2, BlockKind::Index);
             let _ = Properties::decode(&bytes);
             let _ = Footer::decode(&bytes);
-            let _ = decode_index(&bytes);
             let _ = decode_ranges(&bytes);
         }
 

@@ -8,22 +8,32 @@
 //! range-delete section
 //! times section        (LSN, commit timestamp) of the records the table stems from
 //! filter section
-//! index section        first and last key, offset and length of each data block
+//! index section        separator and length of each data block
 //! properties block
 //! footer               48 bytes, see `format::Footer`
 //! ```
 //! A section is a run of blocks of one kind whose payloads are joined. The file ends with the
 //! footer; every byte of it is under a checksum that knows the table's id and the byte's place.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use crate::batch::Keyspace;
 use crate::lsn::Lsn;
 
+use block::Block;
+
 pub(crate) mod block;
+mod block_builder;
 pub(crate) mod builder;
 pub(crate) mod cache;
+pub(crate) mod cursor;
 pub(crate) mod filter;
 pub(crate) mod format;
+mod index;
 pub(crate) mod reader;
+#[cfg(test)]
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 pub(crate) mod times;
@@ -58,21 +68,47 @@ pub fn parse_table_name(name: &str) -> Option<u128> {
     (table_name(id) == name).then_some(id)
 }
 
-/// What one record did to one key.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Stored {
-    /// Set it; the bytes are a value envelope.
-    Put(Vec<u8>),
-    /// Removed it.
-    Delete,
+/// One version of one key, borrowed from where it lies. `key` starts with the keyspace byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct EntryRef<'a> {
+    pub(crate) key: &'a [u8],
+    pub(crate) lsn: Lsn,
+    /// The envelope of a put; `None` for a delete.
+    pub(crate) value: Option<&'a [u8]>,
 }
 
-/// One version of one key. `key` starts with the keyspace byte.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Item {
-    pub(crate) key: Vec<u8>,
+/// A version that a look-up found, with what holds its value.
+#[derive(Clone, Debug)]
+pub(crate) struct Hit {
     pub(crate) lsn: Lsn,
-    pub(crate) op: Stored,
+    value: HitValue,
+}
+
+#[derive(Clone, Debug)]
+enum HitValue {
+    Deleted,
+    Copied(Vec<u8>),
+    InBlock(Arc<Block>, Range<usize>),
+}
+
+impl Hit {
+    /// A version whose value lies where it may not stay.
+    pub(crate) fn copied(lsn: Lsn, value: Option<&[u8]>) -> Self {
+        Self { lsn, value: value.map_or(HitValue::Deleted, |v| HitValue::Copied(v.to_vec())) }
+    }
+
+    fn in_block(lsn: Lsn, block: Arc<Block>, value: Option<Range<usize>>) -> Self {
+        Self { lsn, value: value.map_or(HitValue::Deleted, |at| HitValue::InBlock(block, at)) }
+    }
+
+    /// The envelope of a put; `None` for a delete.
+    pub(crate) fn value(&self) -> Option<&[u8]> {
+        match &self.value {
+            HitValue::Deleted => None,
+            HitValue::Copied(v) => Some(v),
+            HitValue::InBlock(block, at) => Some(block.value(at)),
+        }
+    }
 }
 
 /// Removes every version below `lsn` of the keys in `start..end`. Both bounds start with the
@@ -98,6 +134,42 @@ pub(crate) fn below_end(key: &[u8], end: &[u8]) -> bool {
 /// The highest LSN, at most `at`, of a range delete that covers `key`; `ZERO` without one.
 pub(crate) fn covering(ranges: &[RangeDelete], key: &[u8], at: Lsn) -> Lsn {
     ranges.iter().filter(|r| r.lsn <= at && r.contains(key)).map(|r| r.lsn).max().unwrap_or_default()
+}
+
+/// Longest key that [`InternalKey`] holds without an allocation, keyspace byte included.
+const SHORT_KEY: usize = 64;
+
+/// Keyspace byte and key in one, without an allocation for a key of usual length.
+#[derive(Debug)]
+pub(crate) enum InternalKey {
+    Short([u8; SHORT_KEY], usize),
+    Long(Vec<u8>),
+}
+
+impl InternalKey {
+    pub(crate) fn new(keyspace: Keyspace, key: &[u8]) -> Self {
+        let mut short = [0; SHORT_KEY];
+        let len = key.len() + 1;
+        match short.get_mut(..len).and_then(<[u8]>::split_first_mut) {
+            Some((first, rest)) => {
+                *first = keyspace.0;
+                rest.copy_from_slice(key);
+                Self::Short(short, len)
+            }
+            None => Self::Long(internal_key(keyspace, key)),
+        }
+    }
+}
+
+impl std::ops::Deref for InternalKey {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Short(bytes, len) => bytes.get(..*len).unwrap_or_default(),
+            Self::Long(bytes) => bytes,
+        }
+    }
 }
 
 /// Keyspace byte and key in one.

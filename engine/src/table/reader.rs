@@ -17,11 +17,12 @@ use super::block::Block;
 use super::cache::BlockCache;
 use super::filter::Filter;
 use super::format::{
-    BlockKind, FOOTER_BYTES, FRAME_BYTES, Footer, FooterError, IndexEntry, Place, Properties, RAW_BYTES_MAX, VERSION,
-    decode_index, decode_ranges, take_block, take_section,
+    BlockKind, FOOTER_BYTES, FRAME_BYTES, Footer, FooterError, Place, Properties, RAW_BYTES_MAX, VERSION,
+    decode_ranges, take_block, take_section,
 };
+use super::index::Index;
 use super::times::Times;
-use super::{Item, RangeDelete, Stored};
+use super::{Hit, RangeDelete};
 
 /// Whether a read leaves its blocks in the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +45,7 @@ pub(crate) struct Table {
     pub(super) bytes: u64,
     pub(super) properties_at: Place,
     pub(super) properties: Properties,
-    pub(super) index: Vec<IndexEntry>,
+    pub(super) index: Index,
     pub(super) filter: Filter,
     ranges: Vec<RangeDelete>,
     obsolete: AtomicBool,
@@ -66,7 +67,7 @@ impl Table {
             .block(properties_at, id, BlockKind::Properties)
             .and_then(|b| Properties::decode(&b).map_err(|m| Error::corruption(path, at, None, m.0)))?;
         let p = &properties;
-        let index = raw.section(p.index, id, BlockKind::Index, |b| decode_index(&b))?;
+        let index = raw.section(p.index, id, BlockKind::Index, |b| Index::decode(&b))?;
         let filter = raw.section(p.filter, id, BlockKind::Filter, |b| Filter::decode(&b))?;
         let ranges = raw.section(p.ranges, id, BlockKind::Ranges, |b| decode_ranges(&b))?;
         Ok(Self {
@@ -162,22 +163,59 @@ impl Table {
         Ok(block)
     }
 
-    /// The newest version of `key` at or below `lsn`.
-    pub(crate) fn get(&self, key: &[u8], hash: u64, lsn: Lsn) -> Result<Option<(Lsn, Stored)>> {
+    /// The newest version of `key`, whose filter hash is `hash`, at or below `lsn`.
+    pub(crate) fn get(&self, key: &[u8], hash: u64, lsn: Lsn) -> Result<Option<Hit>> {
         if !self.filter.may_contain(hash) {
             return Ok(None);
         }
-        let from = self.index.partition_point(|e| e.last.as_slice() < key);
-        for entry in self.index.iter().skip(from).take_while(|e| e.first.as_slice() <= key) {
-            let block = self.block(entry.place, Caching::Keep)?;
-            let damaged = |m| self.damaged(entry.place.offset, m);
-            let at = block.seek(key, lsn).map_err(damaged)?;
-            if at < block.len() {
-                let found = block.entry(at).map_err(damaged)?;
-                return Ok(found.cmp_key(key).is_eq().then(|| (found.lsn, found.op())));
+        let mut at = self.index.find(key);
+        while let Some(place) = self.index.place(at) {
+            let block = self.block(place, Caching::Keep)?;
+            let damaged = |m| self.damaged(place.offset, m);
+            let (index, found) = block.search(key, lsn).map_err(damaged)?;
+            if found {
+                let entry = block.entry(index).map_err(damaged)?;
+                let (lsn, value) = (entry.lsn, entry.value);
+                return Ok(Some(Hit::in_block(lsn, block, value)));
             }
+            if index < block.len() {
+                return Ok(None);
+            }
+            // The key, or its older versions, may begin the next block.
+            at += 1;
         }
         Ok(None)
+    }
+
+    /// Memory of what is pinned while the table is open, in bytes.
+    pub(crate) fn pinned_bytes(&self) -> u64 {
+        (self.index.bytes() + self.filter.bytes()) as u64
+    }
+
+    /// Reads up to `buffer_max` bytes of whole blocks from block `at` on, for somebody who reads in order:
+    /// the bytes and where they start. `None` past the last block.
+    pub(super) fn read_run(&self, at: usize, buffer_max: u64) -> Result<Option<(Vec<u8>, u64)>> {
+        let Some(first) = self.index.place(at) else { return Ok(None) };
+        let mut end = first.offset + first.len;
+        let mut next = at + 1;
+        while let Some(place) = self.index.place(next).filter(|p| p.offset + p.len - first.offset <= buffer_max) {
+            end = place.offset + place.len;
+            next += 1;
+        }
+        let bytes = self.raw().read(Place { offset: first.offset, len: end - first.offset })?;
+        Ok(Some((bytes, first.offset)))
+    }
+
+    /// A data block out of bytes that [`Table::read_run`] gave.
+    pub(super) fn block_in(&self, place: Place, run: &[u8], run_at: u64) -> Result<Arc<Block>> {
+        let damaged = |m: Malformed| self.damaged(place.offset, m);
+        let early = damaged(Malformed("the file ends early"));
+        let from = usize::try_from(place.offset.saturating_sub(run_at)).unwrap_or(usize::MAX);
+        let bytes = run.get(from..).and_then(|b| b.get(..usize::try_from(place.len).unwrap_or(usize::MAX)));
+        let mut c = Cursor::new(bytes.ok_or(early)?);
+        let raw = take_block(&mut c, self.id, place.offset, BlockKind::Data).map_err(damaged)?;
+        c.finish().map_err(damaged)?;
+        Ok(Arc::new(Block::decode(raw).map_err(damaged)?))
     }
 }
 
@@ -240,83 +278,5 @@ impl RawTable<'_> {
         take_section(&bytes, id, at.offset, kind)
             .and_then(decode)
             .map_err(|m| Error::corruption(self.path, at.offset, None, m.0))
-    }
-}
-
-/// Iterates a table's entries with keys in `low..high` (empty `high`: no bound), in file order or
-/// backwards. Ends after an error.
-#[derive(Debug)]
-pub(crate) struct TableIter {
-    table: Arc<Table>,
-    low: Vec<u8>,
-    high: Vec<u8>,
-    reverse: bool,
-    caching: Caching,
-    /// The next index entry to load.
-    next_block: Option<usize>,
-    block: Option<(Arc<Block>, u64)>,
-    /// The next entry of `block`: `at..end` are left.
-    at: usize,
-    end: usize,
-}
-
-impl TableIter {
-    pub(crate) fn new(table: Arc<Table>, low: Vec<u8>, high: Vec<u8>, reverse: bool, caching: Caching) -> Self {
-        let next_block = if reverse {
-            let above =
-                if high.is_empty() { table.index.len() } else { table.index.partition_point(|e| e.first < high) };
-            above.checked_sub(1)
-        } else {
-            Some(table.index.partition_point(|e| e.last < low))
-        };
-        Self { table, low, high, reverse, caching, next_block, block: None, at: 0, end: 0 }
-    }
-
-    /// Loads the next block that may hold wanted entries; false at the end.
-    fn load(&mut self) -> Result<bool> {
-        let wanted = self.next_block.and_then(|n| self.table.index.get(n));
-        let wanted = wanted.filter(|e| e.last >= self.low && super::below_end(&e.first, &self.high));
-        let Some(entry) = wanted else {
-            self.block = None;
-            return Ok(false);
-        };
-        let block = self.table.block(entry.place, self.caching)?;
-        let damaged = |m| self.table.damaged(entry.place.offset, m);
-        self.at = block.lower_bound(&self.low).map_err(damaged)?;
-        self.end = if self.high.is_empty() { block.len() } else { block.lower_bound(&self.high).map_err(damaged)? };
-        self.block = Some((block, entry.place.offset));
-        self.next_block = self.next_block.and_then(|n| if self.reverse { n.checked_sub(1) } else { Some(n + 1) });
-        Ok(true)
-    }
-
-    fn advance(&mut self) -> Result<Option<Item>> {
-        while self.at >= self.end {
-            if !self.load()? {
-                return Ok(None);
-            }
-        }
-        let Some((block, offset)) = &self.block else { return Ok(None) };
-        let index = if self.reverse { self.end - 1 } else { self.at };
-        let item = block.entry(index).map_err(|m| self.table.damaged(*offset, m))?.to_item();
-        if self.reverse {
-            self.end -= 1;
-        } else {
-            self.at += 1;
-        }
-        Ok(Some(item))
-    }
-}
-
-impl Iterator for TableIter {
-    type Item = Result<Item>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let out = self.advance().transpose();
-        if matches!(out, Some(Err(_))) {
-            self.next_block = None;
-            self.block = None;
-            (self.at, self.end) = (0, 0);
-        }
-        out
     }
 }

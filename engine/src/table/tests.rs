@@ -7,11 +7,13 @@ use std::sync::Arc;
 
 use super::builder::TableBuilder;
 use super::cache::BlockCache;
+use super::cursor::TableCursor;
 use super::filter::key_hash;
 use super::format::{FOOTER_BYTES, Origin};
-use super::reader::{Caching, Table, TableIter};
+use super::reader::{Caching, Table};
+use super::testing::{Item, Stored, collect, owned};
 use super::times::Times;
-use super::{Item, RangeDelete, Stored, TableFile, table_name, verify_table};
+use super::{EntryRef, RangeDelete, TableFile, table_name, verify_table};
 use crate::error::Error;
 use crate::fs::Fs;
 use crate::fs::os::OsFs;
@@ -44,7 +46,7 @@ fn items(keys: u64) -> Vec<Item> {
 
 fn build(dir: &Path, items: &[Item]) -> (PathBuf, TableFile) {
     let mut b = TableBuilder::create(&os(), dir, ID, 256, Origin::Flush).unwrap();
-    items.iter().for_each(|i| b.add(i.clone()).unwrap());
+    items.iter().for_each(|i| b.add(i.entry()).unwrap());
     let mut times = Times::default();
     (1..=400).for_each(|n| times.push(Lsn(n), CommitTs(n * 10)).unwrap());
     let ranges = [RangeDelete { start: b"\x01a".to_vec(), end: b"\x01b".to_vec(), lsn: Lsn(77) }];
@@ -57,7 +59,11 @@ fn open(path: &Path) -> Result<Arc<Table>, Error> {
 }
 
 fn read_all(table: &Arc<Table>, low: &[u8], high: &[u8], reverse: bool) -> Result<Vec<Item>, Error> {
-    TableIter::new(Arc::clone(table), low.to_vec(), high.to_vec(), reverse, Caching::Keep).collect()
+    [Caching::Keep, Caching::Bypass]
+        .map(|caching| collect(TableCursor::new(Arc::clone(table), low.to_vec(), high.to_vec(), reverse, caching)))
+        .into_iter()
+        .reduce(|a, b| a.and_then(|a| b.map(|b| (assert_eq!(a, b), a).1)))
+        .unwrap()
 }
 
 #[test]
@@ -76,7 +82,7 @@ fn entries_times_and_ranges_come_back() {
         for k in 0..101u64 {
             let key = format!("\u{1}key-{k:05}").into_bytes();
             let want = items.iter().find(|i| i.key == key && i.lsn <= Lsn(lsn)).map(|i| (i.lsn, i.op.clone()));
-            assert_eq!(table.get(&key, key_hash(&key), Lsn(lsn)).unwrap(), want, "key {k} at {lsn}");
+            assert_eq!(owned(table.get(&key, key_hash(&key), Lsn(lsn)).unwrap()), want, "key {k} at {lsn}");
         }
     }
     assert_eq!(table.time_at(Lsn(123)).unwrap(), Some((Lsn(123), CommitTs(1230))));
@@ -156,19 +162,21 @@ fn a_block_in_anothers_place_fails() {
         .collect();
     let (path, _) = build(dir.path(), &items);
     let table = open(&path).unwrap();
-    let same: Vec<_> = table.index.windows(2).filter(|w| w[0].place.len == w[1].place.len).collect();
-    let (a, b) = (same[0][0].place, same[0][1].place);
+    let place = |n: usize| table.index.place(n).unwrap();
+    let same = (0..table.index.len() - 1).find(|n| place(*n).len == place(n + 1).len).unwrap();
+    let (a, b) = (place(same), place(same + 1));
+    let key_in = |block| items.iter().map(|i| &i.key).find(|k| table.index.find(k) == block).unwrap().clone();
     let mut bytes = std::fs::read(&path).unwrap();
     let (from, len) = (a.offset as usize, a.len as usize);
     bytes.copy_within(from..from + len, b.offset as usize);
     std::fs::write(&path, &bytes).unwrap();
     assert!(matches!(verify_table(&os(), &path), Err(Error::Corruption { offset, .. }) if offset == b.offset));
     let table = open(&path).unwrap();
-    let key = &same[0][1].first;
+    let key = &key_in(same + 1);
     assert!(
         matches!(table.get(key, key_hash(key), Lsn(9)), Err(Error::Corruption { offset, .. }) if offset == b.offset)
     );
-    let key = &same[0][0].first;
+    let key = &key_in(same);
     assert!(table.get(key, key_hash(key), Lsn(9)).unwrap().is_some(), "undamaged blocks stay readable");
 }
 
@@ -190,9 +198,10 @@ fn a_table_under_another_name_or_cut_short_is_refused() {
 fn a_dropped_builder_leaves_no_file_and_disorder_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let mut b = TableBuilder::create(&os(), dir.path(), ID, 256, Origin::Flush).unwrap();
-    b.add(Item { key: b"\x01b".to_vec(), lsn: Lsn(4), op: Stored::Delete }).unwrap();
-    assert!(b.add(Item { key: b"\x01b".to_vec(), lsn: Lsn(4), op: Stored::Delete }).is_err());
-    assert!(b.add(Item { key: b"\x01a".to_vec(), lsn: Lsn(9), op: Stored::Delete }).is_err());
+    let delete = |key, lsn| EntryRef { key, lsn: Lsn(lsn), value: None };
+    b.add(delete(b"\x01b", 4)).unwrap();
+    assert!(b.add(delete(b"\x01b", 4)).is_err());
+    assert!(b.add(delete(b"\x01a", 9)).is_err());
     drop(b);
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
@@ -204,5 +213,5 @@ fn an_empty_table_opens_and_verifies() {
     assert_eq!(verify_table(&os(), &path).unwrap(), file);
     let table = open(&path).unwrap();
     assert!(read_all(&table, b"", b"", true).unwrap().is_empty());
-    assert_eq!(table.get(b"\x01k", key_hash(b"\x01k"), Lsn::MAX).unwrap(), None);
+    assert!(table.get(b"\x01k", key_hash(b"\x01k"), Lsn::MAX).unwrap().is_none());
 }

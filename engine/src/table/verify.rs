@@ -10,11 +10,12 @@ use crate::error::{Error, Result};
 use crate::fs::{Fs, OpenMode, read_exact_at};
 use crate::lsn::Lsn;
 
+use super::block::Block;
 use super::cache::BlockCache;
 use super::filter::key_hash;
 use super::format::{FOOTER_BYTES, Place};
 use super::reader::{Caching, Table};
-use super::{Item, Stored, TableFile, parse_table_name};
+use super::{EntryRef, TableFile, parse_table_name};
 
 const HASH_BYTES: usize = 1 << 20;
 
@@ -40,7 +41,7 @@ pub fn verify_table(fs: &Arc<dyn Fs>, path: &Path) -> Result<TableFile> {
 fn check_places(table: &Table) -> Result<()> {
     let p = &table.properties;
     let footer = table.bytes.saturating_sub(FOOTER_BYTES as u64);
-    let blocks = table.index.iter().map(|e| e.place);
+    let blocks = (0..table.index.len()).filter_map(|n| table.index.place(n));
     let rest = [p.ranges, p.times, p.filter, p.index, table.properties_at, Place { offset: footer, len: 0 }];
     let mut end = 0;
     for place in blocks.chain(rest) {
@@ -53,51 +54,71 @@ fn check_places(table: &Table) -> Result<()> {
 }
 
 #[derive(Default)]
-struct Counts {
+struct Walk {
     entries: u64,
     deletes: u64,
-    blocks: u64,
+    first: Option<Vec<u8>>,
+    last: Option<(Vec<u8>, Lsn)>,
+    key: Vec<u8>,
 }
 
 fn check_entries(table: &Table) -> Result<()> {
-    let mut counts = Counts::default();
-    let mut last: Option<(Vec<u8>, Lsn)> = None;
-    for at in &table.index {
-        let fail = |what: &'static str| Error::corruption(table.path(), at.place.offset, None, what);
-        let block = table.block(at.place, Caching::Bypass)?;
+    let mut walk = Walk::default();
+    for number in 0..table.index.len() {
+        let Some(place) = table.index.place(number) else { break };
+        let block = table.block(place, Caching::Bypass)?;
+        let fail = |what: &'static str| Error::corruption(table.path(), place.offset, None, what);
+        // A separator is at or above all keys before it, and below those behind it or equal.
+        let before = number.checked_sub(1).map(|n| table.index.separator(n)).unwrap_or_default();
         for i in 0..block.len() {
-            let item = block.entry(i).map_err(|m| table.damaged(at.place.offset, m))?.to_item();
-            if last
-                .as_ref()
-                .is_some_and(|(k, l)| (k, std::cmp::Reverse(l)) >= (&item.key, std::cmp::Reverse(&item.lsn)))
-            {
-                return Err(fail("entries out of order"));
-            }
-            check_entry(table, &item).map_err(fail)?;
-            if (i == 0 && item.key != at.first) || (i + 1 == block.len() && item.key != at.last) {
+            walk.step(table, &block, i).map_err(fail)?;
+            if walk.key < before || !table.index.reaches(number, &walk.key) {
                 return Err(fail("the index does not fit the block"));
             }
-            counts.entries += 1;
-            counts.deletes += u64::from(item.op == Stored::Delete);
-            last = Some((item.key, item.lsn));
         }
-        counts.blocks += 1;
+        if block.len() == 0 {
+            return Err(fail("a block without entries"));
+        }
     }
     let p = &table.properties;
-    let found = (counts.entries, counts.deletes, counts.blocks);
-    if found != (p.entries, p.deletes, p.data_blocks) {
-        let what = format!("{} entries found, {} expected", counts.entries, p.entries);
-        return Err(Error::corruption(table.path(), table.properties_at.offset, None, what));
+    let found = (walk.entries, walk.deletes, table.index.len() as u64);
+    let ends = (walk.first.unwrap_or_default(), walk.last.map(|(key, _)| key).unwrap_or_default());
+    if found == (p.entries, p.deletes, p.data_blocks) && ends.0 == p.min_key && ends.1 == p.max_key {
+        return Ok(());
     }
-    Ok(())
+    let what = format!("{} entries found, {} expected", walk.entries, p.entries);
+    Err(Error::corruption(table.path(), table.properties_at.offset, None, what))
 }
 
-fn check_entry(table: &Table, item: &Item) -> std::result::Result<(), &'static str> {
+impl Walk {
+    /// Takes in an entry; the error is what is wrong with it.
+    fn step(&mut self, table: &Table, block: &Block, index: usize) -> std::result::Result<(), &'static str> {
+        let entry = block.entry(index).map_err(|m| m.0)?;
+        self.key.clear();
+        self.key.extend_from_slice(block.prefix());
+        entry.put_tail(&mut self.key);
+        let value = entry.value.as_ref().map(|at| block.value(at));
+        check_entry(table, EntryRef { key: &self.key, lsn: entry.lsn, value })?;
+        let place = (&self.key, std::cmp::Reverse(entry.lsn));
+        if self.last.as_ref().is_some_and(|(k, l)| (k, std::cmp::Reverse(*l)) >= place) {
+            return Err("entries out of order");
+        }
+        self.first.get_or_insert_with(|| self.key.clone());
+        let (key, lsn) = self.last.get_or_insert_default();
+        key.clone_from(&self.key);
+        *lsn = entry.lsn;
+        self.entries += 1;
+        self.deletes += u64::from(entry.value.is_none());
+        Ok(())
+    }
+}
+
+fn check_entry(table: &Table, entry: EntryRef<'_>) -> std::result::Result<(), &'static str> {
     let p = &table.properties;
-    if !table.filter.may_contain(key_hash(&item.key)) {
+    if !table.filter.may_contain(key_hash(entry.key)) {
         return Err("the filter does not know the key");
     }
-    if item.lsn < p.min_lsn || item.lsn > p.max_lsn {
+    if entry.lsn < p.min_lsn || entry.lsn > p.max_lsn {
         return Err("entry outside of the table's LSNs");
     }
     Ok(())
@@ -108,9 +129,7 @@ fn check_properties(table: &Table) -> Result<()> {
     let times = table.times()?;
     let same = p.first_time == times.first().unwrap_or_default()
         && p.last_time == times.last().unwrap_or_default()
-        && p.range_deletes == table.ranges().len() as u64
-        && table.index.first().is_none_or(|e| e.first == p.min_key)
-        && table.index.last().is_none_or(|e| e.last == p.max_key);
+        && p.range_deletes == table.ranges().len() as u64;
     if same {
         return Ok(());
     }

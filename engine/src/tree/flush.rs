@@ -15,7 +15,7 @@ use crate::table::format::Origin;
 use crate::table::reader::Table;
 
 use super::manifest::{Edit, Placed};
-use super::memtable::{Memtable, MemtableIter};
+use super::memtable::{Memtable, MemtableCursor};
 use super::{Tree, lock};
 
 impl Tree {
@@ -49,8 +49,10 @@ impl Tree {
         let id = self.new_id();
         let block_bytes = self.options.block_bytes;
         let mut builder = TableBuilder::create(&self.env.fs, &self.tables_dir, id, block_bytes, Origin::Flush)?;
-        for item in MemtableIter::new(Arc::clone(memtable), Vec::new(), Vec::new(), false, Lsn::MAX) {
-            builder.add(item?)?;
+        let mut entries = MemtableCursor::new(Arc::clone(memtable), Vec::new(), Vec::new(), false, Lsn::MAX);
+        while entries.advance() {
+            let Some(entry) = entries.entry() else { break };
+            builder.add(entry)?;
         }
         let times = memtable.times();
         let max_ts = times.last().unwrap_or_default().1;
@@ -80,6 +82,7 @@ impl Tree {
         let mut version = (*current.version).clone();
         version.frozen.retain(|m| !Arc::ptr_eq(m, memtable));
         version.level0.insert(0, Arc::clone(table));
+        version.tables_changed();
         version.flushed = manifest.state().flushed;
         current.version = Arc::new(version);
         Ok(())

@@ -1,85 +1,124 @@
 //! Merges sorted sources into one order: (key, LSN descending), or exactly backwards.
 //!
-//! Owns: the order and that an error of a source ends the merge. Never: which version is visible.
+//! Entries are lent where they lie. Owns: the order, and that an error of a source ends the merge.
+//! Never: which version is visible.
 
 use std::cmp::Ordering;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::error::Result;
-use crate::table::reader::{Caching, Table, TableIter};
-use crate::table::{Item, below_end};
+use crate::table::cursor::TableCursor;
+use crate::table::reader::{Caching, Table};
+use crate::table::{EntryRef, below_end};
 
-/// A sorted source. Sources are few (memtables, level 0, one for level 1): a linear choice is
-/// enough.
-pub(crate) type Source = Box<dyn Iterator<Item = Result<Item>> + Send>;
+use super::memtable::MemtableCursor;
 
+/// A sorted source.
+#[derive(Debug)]
+pub(crate) enum Source {
+    Memtable(MemtableCursor),
+    Table(TableCursor),
+    Level(LevelCursor),
+}
+
+impl Source {
+    fn advance(&mut self) -> Result<bool> {
+        match self {
+            Self::Memtable(m) => Ok(m.advance()),
+            Self::Table(t) => t.advance(),
+            Self::Level(l) => l.advance(),
+        }
+    }
+
+    fn entry(&self) -> Option<EntryRef<'_>> {
+        match self {
+            Self::Memtable(m) => m.entry(),
+            Self::Table(t) => t.entry(),
+            Self::Level(l) => l.current.as_ref().and_then(TableCursor::entry),
+        }
+    }
+}
+
+/// See the module. Stands before the first entry when made.
+#[derive(Debug)]
 pub(crate) struct Merge {
-    sources: Vec<(Option<Item>, Source)>,
+    /// Those at an entry, by their entries; the first is the merge's.
+    sources: Vec<Source>,
     reverse: bool,
     primed: bool,
 }
 
 impl Merge {
-    pub(crate) fn new(sources: Vec<Source>, reverse: bool) -> Self {
-        Self { sources: sources.into_iter().map(|s| (None, s)).collect(), reverse, primed: false }
+    pub(crate) const fn new(sources: Vec<Source>, reverse: bool) -> Self {
+        Self { sources, reverse, primed: false }
     }
 
-    fn advance(&mut self) -> Result<Option<Item>> {
-        if !self.primed {
-            self.primed = true;
-            for (head, source) in &mut self.sources {
-                *head = source.next().transpose()?;
+    /// The present entry; `None` before the first and at the end.
+    pub(crate) fn entry(&self) -> Option<EntryRef<'_>> {
+        if self.primed { self.sources.first()?.entry() } else { None }
+    }
+
+    /// Goes to the next entry; false at the end, and after an error.
+    pub(crate) fn advance(&mut self) -> Result<bool> {
+        let moved = if self.primed { self.step() } else { self.prime() };
+        if moved.is_err() {
+            self.sources.clear();
+        }
+        moved
+    }
+
+    fn prime(&mut self) -> Result<bool> {
+        self.primed = true;
+        let mut at_entries = Vec::with_capacity(self.sources.len());
+        for mut source in std::mem::take(&mut self.sources) {
+            if source.advance()? {
+                at_entries.push(source);
             }
         }
         let reverse = self.reverse;
-        let best = self
-            .sources
-            .iter_mut()
-            .filter(|(head, _)| head.is_some())
-            .min_by(|(a, _), (b, _)| order(a.as_ref(), b.as_ref(), reverse));
-        let Some((head, source)) = best else { return Ok(None) };
-        let next = source.next().transpose()?;
-        Ok(std::mem::replace(head, next))
+        at_entries.sort_by(|a, b| order(a, b, reverse));
+        self.sources = at_entries;
+        Ok(!self.sources.is_empty())
     }
-}
 
-fn order(a: Option<&Item>, b: Option<&Item>, reverse: bool) -> Ordering {
-    let Some((a, b)) = a.zip(b) else { return Ordering::Equal };
-    let forward = a.key.cmp(&b.key).then_with(|| b.lsn.cmp(&a.lsn));
-    if reverse { forward.reverse() } else { forward }
-}
-
-impl Iterator for Merge {
-    type Item = Result<Item>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let out = self.advance().transpose();
-        if matches!(out, Some(Err(_))) {
-            self.sources.clear();
+    fn step(&mut self) -> Result<bool> {
+        let Some(first) = self.sources.first_mut() else { return Ok(false) };
+        if !first.advance()? {
+            self.sources.remove(0);
+            return Ok(!self.sources.is_empty());
         }
-        out
+        // Mostly the source that gave the last entry gives the next one: one comparison tells.
+        let reverse = self.reverse;
+        let mut at = 0;
+        while let Some([a, b]) = self.sources.get_mut(at..at + 2)
+            && order(a, b, reverse).is_gt()
+        {
+            std::mem::swap(a, b);
+            at += 1;
+        }
+        Ok(true)
     }
 }
 
-impl std::fmt::Debug for Merge {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Merge").field("sources", &self.sources.len()).finish_non_exhaustive()
-    }
+fn order(a: &Source, b: &Source, reverse: bool) -> Ordering {
+    let Some((a, b)) = a.entry().zip(b.entry()) else { return Ordering::Equal };
+    let forward = a.key.cmp(b.key).then_with(|| b.lsn.cmp(&a.lsn));
+    if reverse { forward.reverse() } else { forward }
 }
 
 /// One source out of tables that do not overlap and are sorted by key.
 #[derive(Debug)]
-pub(crate) struct LevelIter {
+pub(crate) struct LevelCursor {
     tables: VecDeque<Arc<Table>>,
-    current: Option<TableIter>,
+    current: Option<TableCursor>,
     low: Vec<u8>,
     high: Vec<u8>,
     reverse: bool,
     caching: Caching,
 }
 
-impl LevelIter {
+impl LevelCursor {
     pub(crate) fn new(tables: &[Arc<Table>], low: Vec<u8>, high: Vec<u8>, reverse: bool, caching: Caching) -> Self {
         let wanted = |t: &&Arc<Table>| {
             let p = t.properties();
@@ -88,19 +127,21 @@ impl LevelIter {
         let tables = tables.iter().filter(wanted).cloned().collect();
         Self { tables, current: None, low, high, reverse, caching }
     }
-}
 
-impl Iterator for LevelIter {
-    type Item = Result<Item>;
-
-    fn next(&mut self) -> Option<Self::Item> {
+    fn advance(&mut self) -> Result<bool> {
         loop {
-            if let Some(item) = self.current.as_mut().and_then(Iterator::next) {
-                return Some(item);
+            if let Some(current) = &mut self.current
+                && current.advance()?
+            {
+                return Ok(true);
             }
-            let table = if self.reverse { self.tables.pop_back() } else { self.tables.pop_front() }?;
+            let next = if self.reverse { self.tables.pop_back() } else { self.tables.pop_front() };
+            let Some(table) = next else {
+                self.current = None;
+                return Ok(false);
+            };
             let (low, high) = (self.low.clone(), self.high.clone());
-            self.current = Some(TableIter::new(table, low, high, self.reverse, self.caching));
+            self.current = Some(TableCursor::new(table, low, high, self.reverse, self.caching));
         }
     }
 }

@@ -37,7 +37,7 @@ mod view;
 
 pub use checkpoint::{Checkpoint, PinnedTables, install_manifest};
 pub use manifest::{ManifestSummary, manifest_tables};
-pub use view::{Entry, Found, Scan, View};
+pub use view::{Entry, Found, Scan, ScanEntry, View};
 
 use manifest::{EpochStart, Event, Placed, State};
 use manifest_file::Manifest;
@@ -68,6 +68,8 @@ pub struct TreeStats {
     pub cache_misses: u64,
     /// Memory of the block cache, in bytes.
     pub cache_bytes: u64,
+    /// Memory of the indexes and filters of all tables, in bytes.
+    pub pinned_bytes: u64,
 }
 
 #[derive(Debug)]
@@ -384,6 +386,7 @@ impl Tree {
             cache_hits,
             cache_misses,
             cache_bytes,
+            pinned_bytes: version.tables().map(|t| t.pinned_bytes()).sum(),
         }
     }
 
@@ -426,14 +429,7 @@ fn open_tables(env: &Env, dir: &Path, cache: &Arc<BlockCache>, state: &State, op
     }
     level0.reverse();
     sort_level1(&mut level1);
-    Ok(Version {
-        active: Arc::new(Memtable::new(options.memtable_bytes)),
-        frozen: Vec::new(),
-        level0,
-        level1,
-        flushed: state.flushed,
-        floor: state.floor,
-    })
+    Ok(Version::new(options.memtable_bytes, (level0, level1), state.flushed, state.floor))
 }
 
 /// By key; tables without entries, which have no key, come first and are never chosen by one.

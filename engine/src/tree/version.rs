@@ -8,12 +8,13 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::lsn::{CommitTs, Lsn, Position};
+use crate::table::cursor::TableCursor;
 use crate::table::filter::key_hash;
-use crate::table::reader::{Caching, Table, TableIter};
-use crate::table::{RangeDelete, Stored, below_end, covering};
+use crate::table::reader::{Caching, Table};
+use crate::table::{Hit, RangeDelete, below_end, covering};
 
-use super::memtable::{Memtable, MemtableIter};
-use super::merge::{LevelIter, Merge, Source};
+use super::memtable::{Memtable, MemtableCursor};
+use super::merge::{LevelCursor, Merge, Source};
 
 #[derive(Clone, Debug)]
 pub(crate) struct Version {
@@ -24,6 +25,8 @@ pub(crate) struct Version {
     pub(crate) level0: Vec<Arc<Table>>,
     /// Sorted by key, not overlapping; tables without entries in front.
     pub(crate) level1: Vec<Arc<Table>>,
+    /// Those with range deletes.
+    ranged: Vec<Arc<Table>>,
     /// All at or below is in tables.
     pub(crate) flushed: Position,
     /// The oldest LSN that can be read at, with its commit time.
@@ -31,6 +34,18 @@ pub(crate) struct Version {
 }
 
 impl Version {
+    pub(crate) fn new(
+        memtable_bytes: usize,
+        (level0, level1): (Vec<Arc<Table>>, Vec<Arc<Table>>),
+        flushed: Position,
+        floor: (Lsn, CommitTs),
+    ) -> Self {
+        let active = Arc::new(Memtable::new(memtable_bytes));
+        let mut out = Self { active, frozen: Vec::new(), level0, level1, ranged: Vec::new(), flushed, floor };
+        out.tables_changed();
+        out
+    }
+
     pub(crate) fn memtables(&self) -> impl Iterator<Item = &Arc<Memtable>> {
         std::iter::once(&self.active).chain(&self.frozen)
     }
@@ -40,17 +55,18 @@ impl Version {
     }
 
     /// The newest version of `key` at or below `lsn` unless a range delete hides it.
-    pub(crate) fn get(&self, key: &[u8], lsn: Lsn) -> Result<Option<(Lsn, Stored)>> {
-        // Range deletes of level 1 are not confined to the keys of their table, so all are asked.
+    pub(crate) fn get(&self, key: &[u8], lsn: Lsn) -> Result<Option<Hit>> {
+        let Some(found) = self.find(key, lsn)? else { return Ok(None) };
+        // Range deletes are not confined to the keys of their table, so all are asked.
         let in_memory = self.memtables().map(|m| m.covering(key, lsn));
-        let in_tables = self.tables().map(|t| covering(t.ranges(), key, lsn));
+        let in_tables = self.ranged.iter().map(|t| covering(t.ranges(), key, lsn));
         let hidden_below = in_memory.chain(in_tables).max().unwrap_or_default();
-        Ok(self.find(key, lsn)?.filter(|(found, _)| *found >= hidden_below))
+        Ok((found.lsn >= hidden_below).then_some(found))
     }
 
     /// Parts are asked from new to old: each holds only LSNs below those of the part before, for
     /// one key, so the first version found is the newest.
-    fn find(&self, key: &[u8], lsn: Lsn) -> Result<Option<(Lsn, Stored)>> {
+    fn find(&self, key: &[u8], lsn: Lsn) -> Result<Option<Hit>> {
         let hash = key_hash(key);
         if let Some(found) = self.memtables().find_map(|m| m.get(key, hash, lsn)) {
             return Ok(Some(found));
@@ -65,19 +81,24 @@ impl Version {
         table.map_or(Ok(None), |t| t.get(key, hash, lsn))
     }
 
+    /// Call after every change of the tables.
+    pub(crate) fn tables_changed(&mut self) {
+        self.ranged = self.tables().filter(|t| !t.ranges().is_empty()).cloned().collect();
+    }
+
     /// All versions at or below `lsn` (tables also give higher ones) of keys in `low..high`.
     pub(crate) fn merge(&self, low: &[u8], high: &[u8], reverse: bool, lsn: Lsn) -> Merge {
         let mut sources: Vec<Source> = Vec::new();
-        for m in self.memtables() {
-            let iter = MemtableIter::new(Arc::clone(m), low.to_vec(), high.to_vec(), reverse, lsn);
-            sources.push(Box::new(iter));
+        for m in self.memtables().filter(|m| m.end().is_some()) {
+            let cursor = MemtableCursor::new(Arc::clone(m), low.to_vec(), high.to_vec(), reverse, lsn);
+            sources.push(Source::Memtable(cursor));
         }
         for t in &self.level0 {
-            let iter = TableIter::new(Arc::clone(t), low.to_vec(), high.to_vec(), reverse, Caching::Keep);
-            sources.push(Box::new(iter));
+            let cursor = TableCursor::new(Arc::clone(t), low.to_vec(), high.to_vec(), reverse, Caching::Keep);
+            sources.push(Source::Table(cursor));
         }
-        let iter = LevelIter::new(&self.level1, low.to_vec(), high.to_vec(), reverse, Caching::Keep);
-        sources.push(Box::new(iter));
+        let level = LevelCursor::new(&self.level1, low.to_vec(), high.to_vec(), reverse, Caching::Keep);
+        sources.push(Source::Level(level));
         Merge::new(sources, reverse)
     }
 
@@ -85,7 +106,7 @@ impl Version {
     pub(crate) fn ranges(&self, low: &[u8], high: &[u8], lsn: Lsn) -> Vec<RangeDelete> {
         let touches = |r: &RangeDelete| r.lsn <= lsn && below_end(&r.start, high) && below_end(low, &r.end);
         let in_memory = self.memtables().flat_map(|m| m.ranges());
-        let in_tables = self.tables().flat_map(|t| t.ranges().iter().cloned());
+        let in_tables = self.ranged.iter().flat_map(|t| t.ranges().iter().cloned());
         in_memory.chain(in_tables).filter(touches).collect()
     }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::batch::Keyspace;
 use crate::error::Result;
 use crate::lsn::{CommitTs, Lsn};
-use crate::table::{Item, RangeDelete, Stored, covering, internal_end, internal_key};
+use crate::table::{InternalKey, RangeDelete, covering, internal_end, internal_key};
 use crate::value::Value;
 
 use super::merge::Merge;
@@ -66,9 +66,23 @@ impl View {
     /// # Errors
     /// `Corruption` naming the damaged block, or `Io`. Other keys stay readable.
     pub fn get(&self, keyspace: Keyspace, key: &[u8]) -> Result<Option<Found>> {
-        let found = self.version.get(&internal_key(keyspace, key), self.lsn)?;
-        let Some((lsn, op)) = found else { return Ok(None) };
-        Ok(visible(op, self.ts)?.map(|envelope| Found { lsn, envelope }))
+        self.get_with(keyspace, key, |lsn, envelope| Found { lsn, envelope: envelope.to_vec() })
+    }
+
+    /// [`View::get`] without a copy: `read` is called with version and envelope if there is a value.
+    ///
+    /// # Errors
+    /// As [`View::get`].
+    pub fn get_with<R>(&self, keyspace: Keyspace, key: &[u8], read: impl FnOnce(Lsn, &[u8]) -> R) -> Result<Option<R>> {
+        look_up(&self.version, self.lsn, self.ts, keyspace, key, read)
+    }
+
+    /// The values of several keys, in their order.
+    ///
+    /// # Errors
+    /// As [`View::get`], for the first key that cannot be read.
+    pub fn multi_get<K: AsRef<[u8]>>(&self, keyspace: Keyspace, keys: &[K]) -> Result<Vec<Option<Found>>> {
+        keys.iter().map(|key| self.get(keyspace, key.as_ref())).collect()
     }
 
     /// The keys in `start..end` (`end` exclusive; an empty `end` means the end of the keyspace), in
@@ -78,7 +92,8 @@ impl View {
         let (low, high) = (internal_key(keyspace, start), internal_end(keyspace, end));
         let merge = self.version.merge(&low, &high, reverse, self.lsn);
         let ranges = self.version.ranges(&low, &high, self.lsn);
-        Scan { merge, ranges, pending: None, lsn: self.lsn, ts: self.ts, ended: false }
+        let (key, held) = (Vec::new(), Held::default());
+        Scan { merge, ranges, reverse, lsn: self.lsn, ts: self.ts, key, held, ahead: false, ended: false }
     }
 }
 
@@ -88,12 +103,37 @@ impl fmt::Debug for View {
     }
 }
 
-/// The envelope of a put that has not expired.
-fn visible(op: Stored, ts: CommitTs) -> Result<Option<Vec<u8>>> {
-    match op {
-        Stored::Put(envelope) => Ok((!Value::decode(&envelope)?.expired_at(ts)).then_some(envelope)),
-        Stored::Delete => Ok(None),
-    }
+/// The value of a key in a version of the tree, read at an LSN whose commit time is `ts`.
+pub(super) fn look_up<R>(
+    version: &Version,
+    lsn: Lsn,
+    ts: CommitTs,
+    keyspace: Keyspace,
+    key: &[u8],
+    read: impl FnOnce(Lsn, &[u8]) -> R,
+) -> Result<Option<R>> {
+    let Some(hit) = version.get(&InternalKey::new(keyspace, key), lsn)? else { return Ok(None) };
+    let Some(envelope) = hit.value() else { return Ok(None) };
+    Ok((!Value::decode(envelope)?.expired_at(ts)).then(|| read(hit.lsn, envelope)))
+}
+
+/// A key with its value, lent by a scan until its next step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScanEntry<'a> {
+    /// The key, without its keyspace.
+    pub key: &'a [u8],
+    /// The record that wrote it: the key's version.
+    pub lsn: Lsn,
+    /// The encoded [`Value`].
+    pub envelope: &'a [u8],
+}
+
+/// In reverse, the version of [`Scan::key`] to give: it is known only when the next key has come.
+#[derive(Debug, Default)]
+struct Held {
+    lsn: Lsn,
+    put: bool,
+    envelope: Vec<u8>,
 }
 
 /// An iterator over a view, see [`View::scan`]. Ends after an error.
@@ -101,48 +141,95 @@ fn visible(op: Stored, ts: CommitTs) -> Result<Option<Vec<u8>>> {
 pub struct Scan {
     merge: Merge,
     ranges: Vec<RangeDelete>,
-    /// The first version of the next key.
-    pending: Option<Item>,
+    reverse: bool,
     lsn: Lsn,
     ts: CommitTs,
+    /// The key that was decided on last. Keys start with a keyspace byte, so none is empty.
+    key: Vec<u8>,
+    held: Held,
+    /// In reverse: the merge stands at an entry that is not looked at yet.
+    ahead: bool,
     ended: bool,
 }
 
 impl Scan {
-    /// The next version at or below the view's LSN.
-    fn pull(&mut self) -> Result<Option<Item>> {
-        if let Some(item) = self.pending.take() {
-            return Ok(Some(item));
+    /// The next key with its value, without a copy where it can be. `None` at the end.
+    ///
+    /// # Errors
+    /// `Corruption` naming the damaged block, or `Io`; the scan has ended then.
+    pub fn next_entry(&mut self) -> Result<Option<ScanEntry<'_>>> {
+        if self.ended {
+            return Ok(None);
         }
+        let moved = if self.reverse { self.backward() } else { self.forward() };
+        self.ended = !matches!(moved, Ok(true));
+        if !moved? {
+            return Ok(None);
+        }
+        let key = self.key.get(1..).unwrap_or_default();
+        if self.reverse {
+            return Ok(Some(ScanEntry { key, lsn: self.held.lsn, envelope: &self.held.envelope }));
+        }
+        let entry = self.merge.entry();
+        Ok(entry.and_then(|e| Some(ScanEntry { key, lsn: e.lsn, envelope: e.value? })))
+    }
+
+    /// Goes to the next visible version; the merge stands at it. Versions come from new to old.
+    fn forward(&mut self) -> Result<bool> {
+        while self.merge.advance()? {
+            let Some(entry) = self.merge.entry() else { break };
+            if entry.lsn > self.lsn || entry.key == self.key {
+                continue;
+            }
+            self.key.clear();
+            self.key.extend_from_slice(entry.key);
+            if covering(&self.ranges, entry.key, self.lsn) > entry.lsn {
+                continue;
+            }
+            if let Some(envelope) = entry.value
+                && !Value::decode(envelope)?.expired_at(self.ts)
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Goes to the next visible version and holds it. Versions come from old to new.
+    fn backward(&mut self) -> Result<bool> {
         loop {
-            match self.merge.next().transpose()? {
-                Some(item) if item.lsn > self.lsn => {}
-                other => return Ok(other),
+            if !std::mem::take(&mut self.ahead) && !self.merge.advance()? {
+                return Ok(false);
+            }
+            if !self.hold(true) {
+                continue;
+            }
+            while self.merge.advance()? {
+                if self.merge.entry().is_some_and(|e| e.key != self.key) {
+                    self.ahead = true;
+                    break;
+                }
+                self.hold(false);
+            }
+            let hidden = covering(&self.ranges, &self.key, self.lsn) > self.held.lsn;
+            if self.held.put && !hidden && !Value::decode(&self.held.envelope)?.expired_at(self.ts) {
+                return Ok(true);
             }
         }
     }
 
-    fn advance(&mut self) -> Result<Option<Entry>> {
-        while let Some(mut newest) = self.pull()? {
-            while let Some(item) = self.pull()? {
-                if item.key != newest.key {
-                    self.pending = Some(item);
-                    break;
-                }
-                // Versions come from new to old, or from old to new in reverse.
-                if item.lsn > newest.lsn {
-                    newest = item;
-                }
-            }
-            if covering(&self.ranges, &newest.key, self.lsn) > newest.lsn {
-                continue;
-            }
-            if let Some(envelope) = visible(newest.op, self.ts)? {
-                let key = newest.key.get(1..).unwrap_or_default().to_vec();
-                return Ok(Some(Entry { key, lsn: newest.lsn, envelope }));
-            }
+    /// Takes the merge's entry over, with its key if it is the `first` of that, unless it is too new.
+    fn hold(&mut self, first: bool) -> bool {
+        let Some(entry) = self.merge.entry().filter(|e| e.lsn <= self.lsn) else { return false };
+        if first {
+            self.key.clear();
+            self.key.extend_from_slice(entry.key);
         }
-        Ok(None)
+        self.held.lsn = entry.lsn;
+        self.held.put = entry.value.is_some();
+        self.held.envelope.clear();
+        self.held.envelope.extend_from_slice(entry.value.unwrap_or_default());
+        true
     }
 }
 
@@ -150,11 +237,7 @@ impl Iterator for Scan {
     type Item = Result<Entry>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.ended {
-            return None;
-        }
-        let out = self.advance().transpose();
-        self.ended = !matches!(out, Some(Ok(_)));
-        out
+        let owned = |e: ScanEntry<'_>| Entry { key: e.key.to_vec(), lsn: e.lsn, envelope: e.envelope.to_vec() };
+        self.next_entry().map(|entry| entry.map(owned)).transpose()
     }
 }

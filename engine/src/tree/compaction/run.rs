@@ -15,15 +15,16 @@ use crate::error::{Error, Result};
 use crate::exec::Progress;
 use crate::lsn::{CommitTs, Lsn};
 use crate::table::builder::TableBuilder;
+use crate::table::cursor::TableCursor;
 use crate::table::format::Origin;
-use crate::table::reader::{Caching, Table, TableIter};
+use crate::table::reader::{Caching, Table};
 use crate::table::times::Times;
-use crate::table::{Item, RangeDelete, Stored, TableFile, table_name};
+use crate::table::{EntryRef, RangeDelete, TableFile, table_name};
 use crate::value::Value;
 
 use super::choose::{Candidate, Job, choose, choose_all};
 use crate::tree::manifest::{Edit, Placed};
-use crate::tree::merge::{LevelIter, Merge, Source};
+use crate::tree::merge::{LevelCursor, Merge, Source};
 use crate::tree::version::Version;
 use crate::tree::{Tree, lock, sort_level1};
 
@@ -84,11 +85,12 @@ impl Tree {
         let max_ts = inputs.tables().map(|t| t.properties().max_ts).max().unwrap_or_default();
         let mut out = Outputs::new(self, max_ts);
         let mut read = 0;
-        for item in inputs.merge() {
-            let item = item?;
+        let mut merge = inputs.merge();
+        while merge.advance()? {
+            let Some(entry) = merge.entry() else { break };
             read += 1;
-            if rule.keeps(&item)? {
-                out.add(item)?;
+            if rule.keeps(entry)? {
+                out.add(entry)?;
             } else {
                 out.dropped += 1;
             }
@@ -129,6 +131,7 @@ impl Tree {
         version.level1.retain(stays);
         version.level1.extend(tables);
         sort_level1(&mut version.level1);
+        version.tables_changed();
         version.floor = floor;
         current.version = Arc::new(version);
         drop(current);
@@ -156,9 +159,11 @@ impl Inputs {
     fn merge(&self) -> Merge {
         let mut sources: Vec<Source> = Vec::new();
         for t in &self.level0 {
-            sources.push(Box::new(TableIter::new(Arc::clone(t), Vec::new(), Vec::new(), false, Caching::Bypass)));
+            let cursor = TableCursor::new(Arc::clone(t), Vec::new(), Vec::new(), false, Caching::Bypass);
+            sources.push(Source::Table(cursor));
         }
-        sources.push(Box::new(LevelIter::new(&self.level1, Vec::new(), Vec::new(), false, Caching::Bypass)));
+        let level = LevelCursor::new(&self.level1, Vec::new(), Vec::new(), false, Caching::Bypass);
+        sources.push(Source::Level(level));
         Merge::new(sources, false)
     }
 
@@ -194,21 +199,22 @@ impl<'a> DropRule<'a> {
         Self { ranges, floor, key: Vec::new(), settled: false }
     }
 
-    fn keeps(&mut self, item: &Item) -> Result<bool> {
-        if item.key != self.key {
-            self.key.clone_from(&item.key);
+    fn keeps(&mut self, entry: EntryRef<'_>) -> Result<bool> {
+        if entry.key != self.key {
+            self.key.clear();
+            self.key.extend_from_slice(entry.key);
             self.settled = false;
         }
-        if item.lsn > self.floor.0 {
+        if entry.lsn > self.floor.0 {
             return Ok(true);
         }
         if std::mem::replace(&mut self.settled, true) {
             return Ok(false);
         }
-        let covered = self.ranges.iter().any(|r| r.lsn > item.lsn && r.contains(&item.key));
-        match &item.op {
-            Stored::Put(envelope) => Ok(!covered && !Value::decode(envelope)?.expired_at(self.floor.1)),
-            Stored::Delete => Ok(false),
+        let covered = self.ranges.iter().any(|r| r.lsn > entry.lsn && r.contains(entry.key));
+        match entry.value {
+            Some(envelope) => Ok(!covered && !Value::decode(envelope)?.expired_at(self.floor.1)),
+            None => Ok(false),
         }
     }
 }
@@ -217,7 +223,6 @@ impl<'a> DropRule<'a> {
 struct Outputs<'a> {
     tree: &'a Tree,
     builder: Option<TableBuilder>,
-    last_key: Vec<u8>,
     done: Vec<TableFile>,
     max_ts: CommitTs,
     dropped: u64,
@@ -226,18 +231,17 @@ struct Outputs<'a> {
 
 impl<'a> Outputs<'a> {
     fn new(tree: &'a Tree, max_ts: CommitTs) -> Self {
-        let (builder, last_key, done) = (None, Vec::new(), Vec::new());
-        Self { tree, builder, last_key, done, max_ts, dropped: 0, keep: false }
+        let (builder, done) = (None, Vec::new());
+        Self { tree, builder, done, max_ts, dropped: 0, keep: false }
     }
 
-    fn add(&mut self, item: Item) -> Result<()> {
+    fn add(&mut self, entry: EntryRef<'_>) -> Result<()> {
         // All versions of a key stay in one table: level 1 must not overlap.
-        let full = self.builder.as_ref().is_some_and(|b| b.bytes() >= self.tree.options.table_bytes);
-        if full && item.key != self.last_key {
+        let full = |b: &TableBuilder| b.bytes() >= self.tree.options.table_bytes && b.last_key() != entry.key;
+        if self.builder.as_ref().is_some_and(full) {
             self.finish_table(&[], &Times::default())?;
         }
-        self.last_key.clone_from(&item.key);
-        self.builder()?.add(item)
+        self.builder()?.add(entry)
     }
 
     fn builder(&mut self) -> Result<&mut TableBuilder> {

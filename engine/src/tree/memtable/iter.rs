@@ -1,16 +1,15 @@
-//! Iterating a memtable that others read and write meanwhile.
+//! Walking a memtable that others read and write meanwhile.
 //!
 //! Owns: how much is copied under one lock. Never: the lock while the caller works on an entry.
 
-use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
-use crate::error::Result;
 use crate::lsn::Lsn;
-use crate::table::{Item, below_end};
+use crate::table::{EntryRef, below_end};
 
+use super::Memtable;
 use super::slots::Probe;
-use super::{Memtable, stored};
 
 /// Entries copied and entries looked at under one lock, and bytes copied.
 const CHUNK_ITEMS: usize = 64;
@@ -19,9 +18,34 @@ const CHUNK_BYTES: usize = 256 * 1024;
 /// Entries of the first chunk: a scan that ends soon shall not copy much more than it gives.
 const FIRST_ITEMS: usize = 8;
 
+/// Entries copied in one go.
+#[derive(Debug, Default)]
+struct Chunk {
+    bytes: Vec<u8>,
+    entries: Vec<(Range<usize>, Lsn, Option<Range<usize>>)>,
+}
+
+impl Chunk {
+    fn push(&mut self, entry: EntryRef<'_>) {
+        let mut copy = |bytes: &[u8]| {
+            let start = self.bytes.len();
+            self.bytes.extend_from_slice(bytes);
+            start..self.bytes.len()
+        };
+        let (key, value) = (copy(entry.key), entry.value.map(&mut copy));
+        self.entries.push((key, entry.lsn, value));
+    }
+
+    fn get(&self, index: usize) -> Option<EntryRef<'_>> {
+        let (key, lsn, value) = self.entries.get(index)?;
+        let slice = |at: &Range<usize>| self.bytes.get(at.clone()).unwrap_or_default();
+        Some(EntryRef { key: slice(key), lsn: *lsn, value: value.as_ref().map(slice) })
+    }
+}
+
 /// Iterates entries at or below an LSN with keys in `low..high` (empty `high`: no bound).
 #[derive(Debug)]
-pub(crate) struct MemtableIter {
+pub(crate) struct MemtableCursor {
     memtable: Arc<Memtable>,
     low: Vec<u8>,
     high: Vec<u8>,
@@ -29,14 +53,39 @@ pub(crate) struct MemtableIter {
     lsn: Lsn,
     /// The last entry looked at: the next chunk begins behind it.
     last: Option<(Vec<u8>, Lsn)>,
+    /// Entries of the next chunk.
     items: usize,
-    chunk: VecDeque<Item>,
+    chunk: Chunk,
+    /// The entry of `chunk` that comes next; the present one is before it.
+    next: usize,
     done: bool,
 }
 
-impl MemtableIter {
+impl MemtableCursor {
+    /// Stands before the first entry: call [`MemtableCursor::advance`].
     pub(crate) fn new(memtable: Arc<Memtable>, low: Vec<u8>, high: Vec<u8>, reverse: bool, lsn: Lsn) -> Self {
-        Self { memtable, low, high, reverse, lsn, last: None, items: FIRST_ITEMS, chunk: VecDeque::new(), done: false }
+        let chunk = Chunk::default();
+        Self { memtable, low, high, reverse, lsn, last: None, items: FIRST_ITEMS, chunk, next: 0, done: false }
+    }
+
+    /// The present entry; `None` before the first and at the end.
+    pub(crate) fn entry(&self) -> Option<EntryRef<'_>> {
+        self.chunk.get(self.next.checked_sub(1)?)
+    }
+
+    /// Goes to the next entry; false at the end.
+    pub(crate) fn advance(&mut self) -> bool {
+        while self.next >= self.chunk.entries.len() {
+            self.next = 0;
+            self.chunk.bytes.clear();
+            self.chunk.entries.clear();
+            if self.done {
+                return false;
+            }
+            self.fill();
+        }
+        self.next += 1;
+        true
     }
 
     fn fill(&mut self) {
@@ -62,9 +111,9 @@ impl MemtableIter {
             visits += 1;
             if entry.lsn <= self.lsn {
                 bytes += entry.key.len() + entry.value.map_or(0, <[u8]>::len);
-                self.chunk.push_back(Item { key: entry.key.to_vec(), lsn: entry.lsn, op: stored(entry.value) });
+                self.chunk.push(EntryRef { key: entry.key, lsn: entry.lsn, value: entry.value });
             }
-            if self.chunk.len() >= self.items || visits >= CHUNK_VISITS || bytes >= CHUNK_BYTES {
+            if self.chunk.entries.len() >= self.items || visits >= CHUNK_VISITS || bytes >= CHUNK_BYTES {
                 let (key, lsn) = self.last.get_or_insert_default();
                 key.clear();
                 key.extend_from_slice(entry.key);
@@ -74,16 +123,5 @@ impl MemtableIter {
             }
         }
         self.items = (self.items * 2).min(CHUNK_ITEMS);
-    }
-}
-
-impl Iterator for MemtableIter {
-    type Item = Result<Item>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        while self.chunk.is_empty() && !self.done {
-            self.fill();
-        }
-        self.chunk.pop_front().map(Ok)
     }
 }

@@ -12,7 +12,7 @@ use crate::codec::Malformed;
 use crate::lsn::{CommitTs, Lsn, Position};
 use crate::table::filter::key_hash;
 use crate::table::times::Times;
-use crate::table::{RangeDelete, Stored, covering};
+use crate::table::{Hit, RangeDelete, covering};
 
 use super::manifest::Event;
 
@@ -27,7 +27,7 @@ mod tests;
 mod tree;
 
 pub(crate) use change::Change;
-pub(crate) use iter::MemtableIter;
+pub(crate) use iter::MemtableCursor;
 
 use arena::Arena;
 use change::Work;
@@ -59,11 +59,6 @@ pub(crate) struct Memtable {
     filter: Filter,
     has_ranges: AtomicBool,
     bytes: AtomicUsize,
-}
-
-/// The value as the tree hands it out.
-fn stored(value: Option<&[u8]>) -> Stored {
-    value.map_or(Stored::Delete, |v| Stored::Put(v.to_vec()))
 }
 
 impl Inner {
@@ -162,7 +157,7 @@ impl Memtable {
     }
 
     pub(crate) fn ranges(&self) -> Vec<RangeDelete> {
-        if self.has_ranges.load(Ordering::Acquire) { self.read().ranges.clone() } else { Vec::new() }
+        if self.has_ranges() { self.read().ranges.clone() } else { Vec::new() }
     }
 
     pub(crate) fn times(&self) -> Times {
@@ -174,20 +169,25 @@ impl Memtable {
         self.read().times.last_where(|l, _| l <= lsn)
     }
 
+    /// Whether it holds a range delete.
+    pub(crate) fn has_ranges(&self) -> bool {
+        self.has_ranges.load(Ordering::Acquire)
+    }
+
     /// The highest LSN, at most `at`, of a range delete that covers `key`.
     pub(crate) fn covering(&self, key: &[u8], at: Lsn) -> Lsn {
-        if self.has_ranges.load(Ordering::Acquire) { covering(&self.read().ranges, key, at) } else { Lsn::ZERO }
+        if self.has_ranges() { covering(&self.read().ranges, key, at) } else { Lsn::ZERO }
     }
 
     /// The newest version of `key`, whose filter hash is `hash`, at or below `lsn`.
-    pub(crate) fn get(&self, key: &[u8], hash: u64, lsn: Lsn) -> Option<(Lsn, Stored)> {
+    pub(crate) fn get(&self, key: &[u8], hash: u64, lsn: Lsn) -> Option<Hit> {
         if !self.filter.may_contain(hash) {
             return None;
         }
         let inner = self.read();
         let addr = inner.tree.at_or_after(&inner.arena, &Probe { key, lsn })?;
         let entry = inner.arena.entry(addr);
-        (entry.key == key).then(|| (entry.lsn, stored(entry.value)))
+        (entry.key == key).then(|| Hit::copied(entry.lsn, entry.value))
     }
 }
 

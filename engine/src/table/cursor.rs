@@ -1,0 +1,151 @@
+//! Walks a table's entries in file order or backwards, lending each without a copy.
+//!
+//! Owns: which blocks are loaded and how far ahead. Never: the visibility of versions.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::lsn::Lsn;
+
+use super::EntryRef;
+use super::block::Block;
+use super::format::Place;
+use super::reader::{Caching, Table};
+
+/// Read at once by who passes over the cache, in bytes.
+const RUN_BYTES: u64 = 256 << 10;
+
+/// Iterates a table's entries with keys in `low..high` (empty `high`: no bound). After an error it is
+/// at its end.
+#[derive(Debug)]
+pub(crate) struct TableCursor {
+    table: Arc<Table>,
+    low: Vec<u8>,
+    high: Vec<u8>,
+    reverse: bool,
+    caching: Caching,
+    /// The next block to load.
+    next_block: Option<usize>,
+    block: Option<Arc<Block>>,
+    offset: u64,
+    /// The entries of `block` that are left: `at..end`.
+    at: usize,
+    end: usize,
+    /// Bytes read ahead and where they start.
+    run: (Vec<u8>, u64),
+    /// The present entry. `key` starts with the block's prefix.
+    key: Vec<u8>,
+    lsn: Lsn,
+    value: Option<Range<usize>>,
+    valid: bool,
+}
+
+impl TableCursor {
+    /// Stands before the first entry: call [`TableCursor::advance`].
+    pub(crate) fn new(table: Arc<Table>, low: Vec<u8>, high: Vec<u8>, reverse: bool, caching: Caching) -> Self {
+        let next_block = if reverse {
+            let last = table.index.len().checked_sub(1);
+            if high.is_empty() { last } else { last.map(|last| table.index.find(&high).min(last)) }
+        } else {
+            Some(table.index.find(&low))
+        };
+        Self {
+            table,
+            low,
+            high,
+            reverse,
+            caching,
+            next_block,
+            block: None,
+            offset: 0,
+            at: 0,
+            end: 0,
+            run: (Vec::new(), 0),
+            key: Vec::new(),
+            lsn: Lsn::ZERO,
+            value: None,
+            valid: false,
+        }
+    }
+
+    /// The present entry; `None` before the first and at the end.
+    pub(crate) fn entry(&self) -> Option<EntryRef<'_>> {
+        if !self.valid {
+            return None;
+        }
+        let block = self.block.as_ref()?;
+        Some(EntryRef { key: &self.key, lsn: self.lsn, value: self.value.as_ref().map(|at| block.value(at)) })
+    }
+
+    /// Goes to the next entry; false at the end.
+    pub(crate) fn advance(&mut self) -> Result<bool> {
+        let moved = self.step();
+        self.valid = matches!(moved, Ok(true));
+        if !self.valid {
+            (self.block, self.next_block) = (None, None);
+            (self.at, self.end) = (0, 0);
+        }
+        moved
+    }
+
+    fn step(&mut self) -> Result<bool> {
+        while self.at >= self.end {
+            if !self.load()? {
+                return Ok(false);
+            }
+        }
+        let Some(block) = &self.block else { return Ok(false) };
+        let index = if self.reverse { self.end - 1 } else { self.at };
+        let entry = block.entry(index).map_err(|m| self.table.damaged(self.offset, m))?;
+        self.key.truncate(block.prefix().len());
+        entry.put_tail(&mut self.key);
+        (self.lsn, self.value) = (entry.lsn, entry.value);
+        if self.reverse {
+            self.end -= 1;
+        } else {
+            self.at += 1;
+        }
+        Ok(true)
+    }
+
+    /// Loads the next block that may hold wanted entries; false at the end.
+    fn load(&mut self) -> Result<bool> {
+        let Some(number) = self.next_block else { return Ok(false) };
+        let Some(place) = self.table.index.place(number) else { return Ok(false) };
+        // Keys ascend from block to block: once one begins beyond the bound, all others do.
+        let before = number.checked_sub(1);
+        let beyond = if self.reverse {
+            !self.table.index.reaches(number, &self.low)
+        } else {
+            !self.high.is_empty() && before.is_some_and(|b| self.table.index.reaches(b, &self.high))
+        };
+        if beyond {
+            return Ok(false);
+        }
+        let block = self.fetch(number, place)?;
+        let damaged = |m| self.table.damaged(place.offset, m);
+        self.at = block.lower_bound(&self.low).map_err(damaged)?;
+        self.end = if self.high.is_empty() || !self.table.index.reaches(number, &self.high) {
+            block.len()
+        } else {
+            block.lower_bound(&self.high).map_err(damaged)?
+        };
+        self.key.clear();
+        self.key.extend_from_slice(block.prefix());
+        (self.block, self.offset) = (Some(block), place.offset);
+        self.next_block = if self.reverse { before } else { Some(number + 1) };
+        Ok(true)
+    }
+
+    fn fetch(&mut self, number: usize, place: Place) -> Result<Arc<Block>> {
+        if self.caching == Caching::Keep || self.reverse {
+            return self.table.block(place, self.caching);
+        }
+        let (run, run_at) = &self.run;
+        if place.offset < *run_at || place.offset + place.len > run_at + run.len() as u64 {
+            self.run = self.table.read_run(number, RUN_BYTES)?.unwrap_or_default();
+        }
+        self.table.block_in(place, &self.run.0, self.run.1)
+    }
+}

@@ -1,0 +1,224 @@
+//! Which data block of a table a key is in: pinned in memory while the table is open.
+//!
+//! Between two blocks stands a separator, a short key that is at or above the last key of the one
+//! and, unless versions of one key go on, below the first key of the other. Section payload: per
+//! block, `separator (varint length + bytes) | block length varint`; the first block stands at 0, each
+//! other one behind the one before. In memory: the first eight bytes behind what all separators
+//! share in one array, the rest in another. Owns: making, encoding and asking it. Never: blocks.
+
+use crate::codec::{Cursor, Malformed, put_slice, put_varint};
+
+use super::block::{INTERNAL_KEY_MAX, head_of};
+use super::format::{FRAME_BYTES, Place, RAW_BYTES_MAX};
+
+/// Writes an index as blocks are finished.
+#[derive(Debug, Default)]
+pub(super) struct IndexBuilder {
+    bytes: Vec<u8>,
+    /// The last key and length of the block whose successor is not known yet.
+    open: Option<(Vec<u8>, u64)>,
+}
+
+impl IndexBuilder {
+    /// The first key of the block after the last one that was finished.
+    pub(super) fn next_starts(&mut self, first: &[u8]) {
+        if let Some((last, len)) = self.open.take() {
+            self.put(separator(&last, first), len);
+        }
+    }
+
+    pub(super) fn finished(&mut self, last: &[u8], len: u64) {
+        self.open = Some((last.to_vec(), len));
+    }
+
+    pub(super) fn finish(&mut self) -> Vec<u8> {
+        if let Some((last, len)) = self.open.take() {
+            self.put(&last, len);
+        }
+        std::mem::take(&mut self.bytes)
+    }
+
+    fn put(&mut self, separator: &[u8], len: u64) {
+        put_slice(&mut self.bytes, separator);
+        put_varint(&mut self.bytes, len);
+    }
+}
+
+/// The shortest start of `next` that is above `last`, if it is below `next` or equal; else `last`.
+fn separator<'a>(last: &'a [u8], next: &'a [u8]) -> &'a [u8] {
+    let shared = last.iter().zip(next).take_while(|(a, b)| a == b).count();
+    // `next` is above: behind what they share it goes on, with a higher byte or behind the end of `last`.
+    match next.get(..=shared) {
+        Some(short) if short < next && short.len() < last.len() => short,
+        _ => last,
+    }
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    shared: Vec<u8>,
+    heads: Vec<u64>,
+    /// Where each separator behind `shared` ends in `tails`.
+    ends: Vec<u32>,
+    tails: Vec<u8>,
+    /// Where each block starts, and the end of the last.
+    offsets: Vec<u64>,
+}
+
+impl Index {
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+        let (first, last) = ends_of(bytes)?;
+        let shared = first.iter().zip(last).take_while(|(a, b)| a == b).count();
+        let mut out = Self { shared: first.get(..shared).unwrap_or_default().to_vec(), ..Self::default() };
+        let (mut c, mut offset, mut before) = (Cursor::new(bytes), 0u64, None);
+        out.offsets.push(0);
+        while !c.is_empty() {
+            let separator = c.slice(INTERNAL_KEY_MAX)?;
+            if before.is_some_and(|b| separator < b) {
+                return Err(Malformed("index out of order"));
+            }
+            before = Some(separator);
+            let len = c.varint()?;
+            if len > (RAW_BYTES_MAX + FRAME_BYTES) as u64 {
+                return Err(Malformed("block length over bound"));
+            }
+            offset = offset.checked_add(len).ok_or(Malformed("block offset over bound"))?;
+            // Sorted between the first and the last, it starts as these do.
+            let tail = separator.get(shared..).ok_or(Malformed("index out of order"))?;
+            out.heads.push(head_of(tail));
+            out.tails.extend_from_slice(tail);
+            out.ends.push(u32::try_from(out.tails.len()).map_err(|_| Malformed("index over bound"))?);
+            out.offsets.push(offset);
+        }
+        for list in [&mut out.tails, &mut out.shared] {
+            list.shrink_to_fit();
+        }
+        out.heads.shrink_to_fit();
+        out.ends.shrink_to_fit();
+        out.offsets.shrink_to_fit();
+        Ok(out)
+    }
+
+    /// Number of data blocks.
+    pub(super) const fn len(&self) -> usize {
+        self.heads.len()
+    }
+
+    /// Memory in bytes.
+    pub(super) const fn bytes(&self) -> usize {
+        self.heads.len() * 8 + self.ends.len() * 4 + self.offsets.len() * 8 + self.tails.len() + self.shared.len()
+    }
+
+    fn tail(&self, block: usize) -> &[u8] {
+        let end_of = |i: usize| self.ends.get(i).map_or(0, |e| *e as usize);
+        let from = block.checked_sub(1).map_or(0, end_of);
+        self.tails.get(from..end_of(block)).unwrap_or_default()
+    }
+
+    /// The separator at or above all keys of a block.
+    pub(super) fn separator(&self, block: usize) -> Vec<u8> {
+        [&self.shared, self.tail(block)].concat()
+    }
+
+    /// Whether the keys of `block` may reach `key`: its separator is at or above.
+    pub(super) fn reaches(&self, block: usize, key: &[u8]) -> bool {
+        let (start, tail) = key.split_at_checked(self.shared.len()).unwrap_or((key, &[]));
+        self.shared.as_slice().cmp(start).then_with(|| self.tail(block).cmp(tail)).is_ge()
+    }
+
+    /// Where a block stands.
+    pub(super) fn place(&self, block: usize) -> Option<Place> {
+        let (from, to) = (*self.offsets.get(block)?, *self.offsets.get(block + 1)?);
+        Some(Place { offset: from, len: to - from })
+    }
+
+    /// The first block that may hold `key` or a key above it; `len()` when all are below.
+    pub(super) fn find(&self, key: &[u8]) -> usize {
+        let (start, tail) = key.split_at_checked(self.shared.len()).unwrap_or((key, &[]));
+        match start.cmp(&self.shared) {
+            std::cmp::Ordering::Less => return 0,
+            std::cmp::Ordering::Greater => return self.len(),
+            std::cmp::Ordering::Equal => {}
+        }
+        let head = head_of(tail);
+        let mut from = self.heads.partition_point(|h| *h < head);
+        if self.heads.get(from) != Some(&head) {
+            return from;
+        }
+        let ties = self.heads.get(from..).unwrap_or_default();
+        let mut to = from + ties.partition_point(|h| *h == head);
+        while from < to {
+            let mid = from + (to - from) / 2;
+            if self.tail(mid) < tail {
+                from = mid + 1;
+            } else {
+                to = mid;
+            }
+        }
+        from
+    }
+}
+
+/// The first and the last separator.
+fn ends_of(bytes: &[u8]) -> Result<(&[u8], &[u8]), Malformed> {
+    let mut c = Cursor::new(bytes);
+    let (mut first, mut last) = (None, &[][..]);
+    while !c.is_empty() {
+        last = c.slice(INTERNAL_KEY_MAX)?;
+        first.get_or_insert(last);
+        c.varint()?;
+    }
+    Ok((first.unwrap_or_default(), last))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn keys() -> impl Strategy<Value = Vec<Vec<u8>>> {
+        let key =
+            prop_oneof![proptest::collection::vec(0u8..3, 0..12), "ab{0,9}[a-c]{0,12}".prop_map(String::into_bytes)];
+        proptest::collection::btree_set(key, 1..40).prop_map(|s| s.into_iter().collect())
+    }
+
+    proptest! {
+        #[test]
+        fn every_key_is_found_in_its_block(keys in keys(), cuts: u64, probes in keys()) {
+            // Blocks of the keys between set bits; keys at a cut have versions on both sides now and then.
+            let mut blocks: Vec<Vec<&Vec<u8>>> = vec![Vec::new()];
+            for (n, key) in keys.iter().enumerate() {
+                blocks.last_mut().unwrap().push(key);
+                if cuts >> (n % 64) & 1 == 1 && n + 1 < keys.len() {
+                    blocks.push(if n % 3 == 0 { vec![key] } else { Vec::new() });
+                }
+            }
+            blocks.retain(|b| !b.is_empty());
+            let mut b = IndexBuilder::default();
+            for block in &blocks {
+                b.next_starts(block[0]);
+                b.finished(block[block.len() - 1], 10);
+            }
+            let index = Index::decode(&b.finish()).unwrap();
+            prop_assert_eq!(index.len(), blocks.len());
+            for probe in keys.iter().chain(&probes) {
+                let at = index.find(probe);
+                let first = blocks.iter().position(|b| b[b.len() - 1] >= probe).unwrap_or(blocks.len());
+                // Where no block holds a key, the separator may send it one block early.
+                let holds = blocks.get(first).is_some_and(|b| b.contains(&probe));
+                prop_assert!(at == first || (!holds && at + 1 == first), "{:?}: {} not {}", probe, at, first);
+                prop_assert_eq!(at, (0..index.len()).find(|i| index.reaches(*i, probe)).unwrap_or(index.len()));
+                prop_assert_eq!(at, (0..index.len()).find(|i| index.separator(*i) >= *probe).unwrap_or(index.len()));
+            }
+            prop_assert_eq!(index.place(blocks.len() - 1).and_then(Place::end), Some(10 * blocks.len() as u64));
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes: Vec<u8>, key: Vec<u8>) {
+            if let Ok(index) = Index::decode(&bytes) {
+                prop_assert!(index.find(&key) <= index.len());
+            }
+        }
+    }
+}
