@@ -17,6 +17,7 @@ pub use apply::Workers;
 pub use identity::Identity;
 pub use write::Written;
 
+use crate::batch::Keyspace;
 use crate::env::Env;
 use crate::error::{Error, Result};
 use crate::exec::Wake;
@@ -24,7 +25,7 @@ use crate::fs::LockGuard;
 use crate::limits::Options;
 use crate::log::{Log, Recovered};
 use crate::lsn::{Epoch, Lsn, Position, TimelineId};
-use crate::tree::{Checkpoint, Tree, View};
+use crate::tree::{Checkpoint, Found, Tree, View};
 use crate::watermark::Watermark;
 use evidence::Evidence;
 pub(crate) use evidence::forget as forget_evidence;
@@ -238,6 +239,23 @@ impl Store {
     #[must_use]
     pub const fn applied(&self) -> &Watermark {
         &self.applied
+    }
+
+    /// The value of one key at everything applied; `None` when absent, deleted or expired. For several reads of
+    /// one moment make a [`Store::view`].
+    ///
+    /// # Errors
+    /// `Corruption` naming the damaged block, or `Io`. Other keys stay readable.
+    pub fn get(&self, keyspace: Keyspace, key: &[u8]) -> Result<Option<Found>> {
+        self.get_with(keyspace, key, |lsn, envelope| Found { lsn, envelope: envelope.to_vec() })
+    }
+
+    /// [`Store::get`] without a copy: `read` is called with version and envelope if there is a value.
+    ///
+    /// # Errors
+    /// As [`Store::get`].
+    pub fn get_with<R>(&self, keyspace: Keyspace, key: &[u8], read: impl FnOnce(Lsn, &[u8]) -> R) -> Result<Option<R>> {
+        self.tree.get_with(keyspace, key, read)
     }
 
     /// A consistent read position at everything applied.

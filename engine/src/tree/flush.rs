@@ -78,13 +78,12 @@ impl Tree {
             ..Edit::default()
         };
         manifest.append(&edit, &self.stop)?;
-        let mut current = self.write_current();
-        let mut version = (*current.version).clone();
-        version.frozen.retain(|m| !Arc::ptr_eq(m, memtable));
-        version.level0.insert(0, Arc::clone(table));
-        version.tables_changed();
-        version.flushed = manifest.state().flushed;
-        current.version = Arc::new(version);
+        self.published.change(|version| {
+            version.frozen.retain(|m| !Arc::ptr_eq(m, memtable));
+            version.level0.insert(0, Arc::clone(table));
+            version.tables_changed();
+            version.flushed = manifest.state().flushed;
+        });
         Ok(())
     }
 }

@@ -6,13 +6,15 @@
 //! the data directory. Never: the log, and never a record above the commit LSN: its caller hands
 //! over committed records only, so a flush never has to be undone \[I2\].
 //!
-//! Lock order: flushing or compacting → manifest; applier → current; manifest → current.
+//! Lock order: flushing or compacting → manifest → what is published; applier → what is published.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use crate::batch::Batch;
+use arc_swap::Guard;
+
+use crate::batch::{Batch, Keyspace};
 use crate::env::Env;
 use crate::error::{Error, Result};
 use crate::limits::Options;
@@ -29,6 +31,7 @@ mod manifest;
 mod manifest_file;
 mod memtable;
 mod merge;
+mod published;
 mod stop;
 #[cfg(test)]
 mod tests;
@@ -42,6 +45,7 @@ pub use view::{Entry, Found, Scan, ScanEntry, View};
 use manifest::{EpochStart, Event, Placed, State};
 use manifest_file::Manifest;
 use memtable::{Change, Memtable};
+use published::Published;
 use stop::Stop;
 use version::Version;
 
@@ -73,12 +77,6 @@ pub struct TreeStats {
 }
 
 #[derive(Debug)]
-struct Current {
-    version: Arc<Version>,
-    applied: Position,
-}
-
-#[derive(Debug)]
 struct Applier {
     epochs: Vec<EpochStart>,
     timeline: Option<TimelineStart>,
@@ -99,7 +97,7 @@ pub struct Tree {
     tables_dir: PathBuf,
     cache: Arc<BlockCache>,
     stop: Stop,
-    current: RwLock<Current>,
+    published: Published,
     applier: Mutex<Applier>,
     manifest: Mutex<Manifest>,
     flushing: Mutex<()>,
@@ -199,7 +197,7 @@ impl Tree {
         let state = manifest.state();
         let version = open_tables(&env, &tables_dir, &cache, state, options)?;
         let applier = Applier { epochs: state.epochs.clone(), timeline: state.timeline };
-        let current = Current { applied: state.flushed, version: Arc::new(version) };
+        let published = Published::new(version, state.flushed);
         Ok(Self {
             env,
             // With none, nothing could ever be applied.
@@ -207,7 +205,7 @@ impl Tree {
             tables_dir,
             cache,
             stop,
-            current: RwLock::new(current),
+            published,
             applier: Mutex::new(applier),
             manifest: Mutex::new(manifest),
             flushing: Mutex::new(()),
@@ -225,8 +223,8 @@ impl Tree {
     pub fn apply(&self, record: &Record<'_>) -> Result<()> {
         self.stop.check()?;
         let mut applier = lock(&self.applier);
-        let (version, applied) = self.now();
-        record.follows(&applied)?;
+        let version = self.version();
+        record.follows(&self.applied())?;
         let lsn = record.header.lsn;
         let malformed = |m: crate::codec::Malformed| Error::corruption(&self.tables_dir, 0, Some(lsn), m.0);
         let change = Change::of(record).map_err(malformed)?;
@@ -237,7 +235,7 @@ impl Tree {
             Some(Event::Timeline(t)) => applier.timeline = Some(t),
             None => {}
         }
-        self.write_current().applied = record.position();
+        self.published.set_applied(record.position());
         let full = version.active.bytes() >= self.options.memtable_bytes;
         if full && version.frozen.len() < self.options.frozen_memtables_max {
             self.freeze_active();
@@ -253,13 +251,13 @@ impl Tree {
     pub fn apply_batch(&self, at: Position, batch: &Batch) -> Result<bool> {
         self.stop.check()?;
         let _applier = lock(&self.applier);
-        let (version, applied) = self.now();
+        let (version, applied) = (self.version(), self.applied());
         if at.lsn != applied.lsn.next() {
             return Err(RecordError::Discontinuous { epoch: at.epoch, lsn: at.lsn, after: applied.lsn }.into());
         }
         let malformed = |m: crate::codec::Malformed| Error::corruption(&self.tables_dir, 0, Some(at.lsn), m.0);
         version.active.apply(at, Change::of_batch(batch, at.lsn)).map_err(malformed)?;
-        self.write_current().applied = at;
+        self.published.set_applied(at);
         if version.active.bytes() < self.options.memtable_bytes {
             return Ok(false);
         }
@@ -296,20 +294,20 @@ impl Tree {
 
     /// The caller holds the applier's lock.
     fn freeze_active(&self) {
-        let mut current = self.write_current();
-        if current.version.active.end().is_none() {
+        if self.version().active.end().is_none() {
             return;
         }
-        let mut version = (*current.version).clone();
-        let full = std::mem::replace(&mut version.active, Arc::new(Memtable::new(self.options.memtable_bytes)));
-        version.frozen.insert(0, full);
-        current.version = Arc::new(version);
+        let next = Arc::new(Memtable::new(self.options.memtable_bytes));
+        self.published.change(|version| {
+            let full = std::mem::replace(&mut version.active, next);
+            version.frozen.insert(0, full);
+        });
     }
 
     /// The last record taken in.
     #[must_use]
     pub fn applied(&self) -> Position {
-        self.now().1
+        self.published.applied()
     }
 
     /// All records at or below are in tables and manifest: the log before is not needed here.
@@ -339,8 +337,18 @@ impl Tree {
     /// A view at the applied position.
     #[must_use]
     pub fn view(&self) -> View {
-        let (version, applied) = self.now();
-        View::new(version, applied.lsn, applied.ts)
+        let (version, lsn, ts) = self.published.now();
+        View::new(Guard::into_inner(version), lsn, ts)
+    }
+
+    /// Reads one key at the applied position, as a view made for it would, and calls `read` with version and
+    /// envelope if it has a value. Cheaper than a view.
+    ///
+    /// # Errors
+    /// `Corruption` naming the damaged block, or `Io`. Other keys stay readable.
+    pub fn get_with<R>(&self, keyspace: Keyspace, key: &[u8], read: impl FnOnce(Lsn, &[u8]) -> R) -> Result<Option<R>> {
+        let (version, lsn, ts) = self.published.now();
+        view::look_up(&version, lsn, ts, keyspace, key, read)
     }
 
     /// A view at an older LSN (`Lsn::MAX`: the newest). Reads it as it was then, expiry included.
@@ -349,18 +357,18 @@ impl Tree {
     /// # Errors
     /// `HistoryGone` below the history floor, `NotApplied` above the applied LSN, `Corruption`, `Io`.
     pub fn view_at(&self, lsn: Lsn) -> Result<View> {
-        let (version, applied) = self.now();
-        if lsn == Lsn::MAX || lsn == applied.lsn {
-            return Ok(View::new(version, applied.lsn, applied.ts));
+        let (version, applied, ts) = self.published.now();
+        if lsn == Lsn::MAX || lsn == applied {
+            return Ok(View::new(Guard::into_inner(version), applied, ts));
         }
-        if lsn > applied.lsn {
-            return Err(Error::NotApplied { asked: lsn, applied: applied.lsn });
+        if lsn > applied {
+            return Err(Error::NotApplied { asked: lsn, applied });
         }
         if lsn < version.floor.0 {
             return Err(Error::HistoryGone { asked: lsn, floor: version.floor.0 });
         }
         let ts = version.time_at(lsn)?;
-        Ok(View::new(version, lsn, ts))
+        Ok(View::new(Guard::into_inner(version), lsn, ts))
     }
 
     /// Where the file of a table stands. Pin it first ([`Tree::pinned_tables`]).
@@ -390,17 +398,8 @@ impl Tree {
         }
     }
 
-    fn now(&self) -> (Arc<Version>, Position) {
-        let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
-        (Arc::clone(&current.version), current.applied)
-    }
-
     fn version(&self) -> Arc<Version> {
-        self.now().0
-    }
-
-    fn write_current(&self) -> std::sync::RwLockWriteGuard<'_, Current> {
-        self.current.write().unwrap_or_else(PoisonError::into_inner)
+        self.published.version()
     }
 
     fn new_id(&self) -> u128 {

@@ -124,17 +124,15 @@ impl Tree {
             ..Edit::default()
         };
         manifest.append(&edit, &self.stop)?;
-        let mut current = self.write_current();
-        let mut version = (*current.version).clone();
-        let stays = |t: &Arc<Table>| !edit.removed.contains(&t.id());
-        version.level0.retain(stays);
-        version.level1.retain(stays);
-        version.level1.extend(tables);
-        sort_level1(&mut version.level1);
-        version.tables_changed();
-        version.floor = floor;
-        current.version = Arc::new(version);
-        drop(current);
+        self.published.change(|version| {
+            let stays = |t: &Arc<Table>| !edit.removed.contains(&t.id());
+            version.level0.retain(stays);
+            version.level1.retain(stays);
+            version.level1.extend(tables);
+            sort_level1(&mut version.level1);
+            version.tables_changed();
+            version.floor = floor;
+        });
         inputs.tables().for_each(|t| t.mark_obsolete());
         Ok(())
     }
