@@ -49,30 +49,51 @@ pub struct Options {
     pub table_bytes: u64,
     /// Tables in level 0 that trigger a compaction.
     pub level0_tables: usize,
-    /// Block cache, in bytes.
-    pub cache_bytes: u64,
+    /// Memory of the whole store, in bytes: memtables, log tail, indexes and filters of tables take what they
+    /// need, the block cache has the rest, at least an eighth. See [`Options::with_memory_limit`].
+    pub memory_limit: u64,
     /// How long superseded versions stay readable, in microseconds of commit time.
     pub history_window_us: u64,
 }
 
+/// Of the memory limit, this part is one memtable: with the most that may wait for their flush, a third.
+const MEMTABLE_PART: u64 = 12;
+/// Of the memory limit, this part is the log's tail.
+const TAIL_PART: u64 = 24;
+const MEMORY_LIMIT: u64 = 256 << 20;
+
 impl Default for Options {
     fn default() -> Self {
-        Self {
-            segment_bytes: 24 << 20,
-            tail_memory_bytes: 16 << 20,
-            retained_log_bytes: 1 << 30,
-            memtable_bytes: 32 << 20,
-            frozen_memtables_max: 3,
-            block_bytes: 4 << 10,
-            table_bytes: 32 << 20,
-            level0_tables: 4,
-            cache_bytes: 128 << 20,
-            history_window_us: 600 * 1_000_000,
-        }
+        Self::with_memory_limit(MEMORY_LIMIT)
     }
 }
 
 impl Options {
+    /// Defaults whose memtables and log tail suit a memory limit in bytes.
+    #[must_use]
+    pub fn with_memory_limit(memory_limit: u64) -> Self {
+        let part =
+            |of: u64, min: u64, max: u64| usize::try_from((memory_limit / of).clamp(min, max)).unwrap_or(usize::MAX);
+        Self {
+            segment_bytes: 24 << 20,
+            tail_memory_bytes: part(TAIL_PART, 64 << 10, 32 << 20),
+            retained_log_bytes: 1 << 30,
+            memtable_bytes: part(MEMTABLE_PART, 64 << 10, 128 << 20),
+            frozen_memtables_max: 3,
+            block_bytes: 4 << 10,
+            table_bytes: 32 << 20,
+            level0_tables: 4,
+            memory_limit,
+            history_window_us: 600 * 1_000_000,
+        }
+    }
+
+    /// What the block cache may take beside `memtables` memtables and `pinned` bytes of indexes and filters.
+    pub(crate) fn cache_bytes(&self, memtables: usize, pinned: u64) -> u64 {
+        let others = (self.tail_memory_bytes + memtables * self.memtable_bytes) as u64 + pinned;
+        self.memory_limit.saturating_sub(others).max(self.memory_limit / 8)
+    }
+
     /// Tiny sizes, so that a short test passes through rotation, flush and compaction.
     #[must_use]
     pub fn tiny() -> Self {
@@ -85,7 +106,7 @@ impl Options {
             block_bytes: 256,
             table_bytes: 4 << 10,
             level0_tables: 2,
-            cache_bytes: 64 << 10,
+            memory_limit: 96 << 10,
             history_window_us: 1_000,
         }
     }

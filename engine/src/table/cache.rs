@@ -66,6 +66,13 @@ impl BlockCache {
         }
     }
 
+    /// Holds at most this many bytes from now on.
+    pub(crate) fn set_capacity(&self, bytes: u64) {
+        if self.blocks.capacity() != bytes {
+            self.blocks.set_capacity(bytes);
+        }
+    }
+
     /// A number for a table that is being opened.
     pub(super) fn table_number(&self) -> u64 {
         self.next_table.fetch_add(1, Ordering::Relaxed)

@@ -78,7 +78,7 @@ impl Tree {
             ..Edit::default()
         };
         manifest.append(&edit, &self.stop)?;
-        self.published.change(|version| {
+        self.change_version(|version| {
             version.frozen.retain(|m| !Arc::ptr_eq(m, memtable));
             version.level0.insert(0, Arc::clone(table));
             version.tables_changed();

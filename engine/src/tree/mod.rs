@@ -193,12 +193,12 @@ impl Tree {
 
     fn with(env: Env, dir: &Path, options: &Options, manifest: Manifest, stop: Stop) -> Result<Self> {
         let tables_dir = tables_dir(dir);
-        let cache = Arc::new(BlockCache::new(options.cache_bytes, options.block_bytes));
+        let cache = Arc::new(BlockCache::new(options.memory_limit, options.block_bytes));
         let state = manifest.state();
         let version = open_tables(&env, &tables_dir, &cache, state, options)?;
         let applier = Applier { epochs: state.epochs.clone(), timeline: state.timeline };
         let published = Published::new(version, state.flushed);
-        Ok(Self {
+        let tree = Self {
             env,
             // With none, nothing could ever be applied.
             options: Options { frozen_memtables_max: options.frozen_memtables_max.max(1), ..options.clone() },
@@ -212,7 +212,9 @@ impl Tree {
             compacting: Mutex::new(()),
             counters: Counters::default(),
             barrier: Barrier::default(),
-        })
+        };
+        tree.share_memory();
+        Ok(tree)
     }
 
     /// Takes in the next committed record; visible to views made afterwards.
@@ -298,7 +300,7 @@ impl Tree {
             return;
         }
         let next = Arc::new(Memtable::new(self.options.memtable_bytes));
-        self.published.change(|version| {
+        self.change_version(|version| {
             let full = std::mem::replace(&mut version.active, next);
             version.frozen.insert(0, full);
         });
@@ -400,6 +402,18 @@ impl Tree {
 
     fn version(&self) -> Arc<Version> {
         self.published.version()
+    }
+
+    /// Replaces the version, and gives the block cache what its memtables and tables leave of the memory.
+    fn change_version(&self, change: impl FnOnce(&mut Version)) {
+        self.published.change(change);
+        self.share_memory();
+    }
+
+    fn share_memory(&self) {
+        let version = self.version();
+        let pinned = version.tables().map(|t| t.pinned_bytes()).sum();
+        self.cache.set_capacity(self.options.cache_bytes(version.memtables().count(), pinned));
     }
 
     fn new_id(&self) -> u128 {

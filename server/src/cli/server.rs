@@ -168,14 +168,14 @@ mod tests {
             let got = l.get(key).unwrap();
             assert_eq!((got.text.as_str(), &got.origin), (value, &Origin::Flag(flag.to_owned())));
         }
-        let l = layers(&["--insecure", "--set", "storage.cache_bytes=1MiB"]).unwrap();
+        let l = layers(&["--insecure", "--set", "storage.memory_limit=64MiB"]).unwrap();
         assert_eq!(l.get("listen.insecure").unwrap().text, "true");
-        assert_eq!(l.get("storage.cache_bytes").unwrap().text, "1MiB");
+        assert_eq!(l.get("storage.memory_limit").unwrap().text, "64MiB");
     }
 
     #[test]
     fn set_refuses_what_is_no_key() {
-        assert!(layers(&["--set", "storage.cache"]).is_err());
-        assert!(layers(&["--set", "storage.cache_byte=1"]).unwrap_err().to_string().contains("storage.cache_bytes"));
+        assert!(layers(&["--set", "storage.memory"]).is_err());
+        assert!(layers(&["--set", "storage.memory_limi=1"]).unwrap_err().to_string().contains("storage.memory_limit"));
     }
 }

@@ -39,12 +39,12 @@ pub struct Config {
     pub archive_interval_ms: u64,
     /// Size at which an archive object is cut, in bytes.
     pub archive_object_bytes: u64,
+    /// Memory of the store, in bytes.
+    pub memory_limit: u64,
     /// Memtable size at which it is flushed, in bytes.
     pub memtable_bytes: u64,
     /// Size of a log segment, in bytes.
     pub segment_bytes: u64,
-    /// Block cache, in bytes.
-    pub cache_bytes: u64,
     /// Log kept on disk for slots, in bytes.
     pub retained_log_bytes: u64,
     /// How long superseded versions stay readable, in seconds.
@@ -85,6 +85,11 @@ impl Config {
             return Err(invalid(l, "listen.peer", "clients and peers need two addresses; this is also listen.client"));
         }
         let peers = peers(l, node_id)?;
+        let memory_limit = bytes(l, "storage.memory_limit", 16 << 20..=1024 * GIB)?;
+        let memtable_bytes = match text(l, "storage.memtable_bytes") {
+            Some(_) => bytes(l, "storage.memtable_bytes", 64 * KIB..=4 * GIB)?,
+            None => Options::with_memory_limit(memory_limit).memtable_bytes as u64,
+        };
         let segment_min = BATCH_BYTES_MAX as u64 + 64 * KIB;
         let mut config = Self {
             node_id,
@@ -97,9 +102,9 @@ impl Config {
             repository: repository(l)?,
             archive_interval_ms: number(l, "archive.interval_ms", 10..=3_600_000)?,
             archive_object_bytes: bytes(l, "archive.object_bytes", 4 * KIB..=64 << 20)?,
-            memtable_bytes: bytes(l, "storage.memtable_bytes", 64 * KIB..=4 * GIB)?,
+            memory_limit,
+            memtable_bytes,
             segment_bytes: bytes(l, "storage.segment_bytes", segment_min..=SEGMENT_BYTES_MAX)?,
-            cache_bytes: bytes(l, "storage.cache_bytes", 0..=1024 * GIB)?,
             retained_log_bytes: bytes(l, "storage.retained_log_bytes", 0..=1024 * 1024 * GIB)?,
             history_window_s: number(l, "storage.history_window_s", 0..=366 * 86_400)?,
             insecure,
@@ -151,9 +156,8 @@ impl Config {
             segment_bytes: self.segment_bytes,
             retained_log_bytes: self.retained_log_bytes,
             memtable_bytes: size(self.memtable_bytes),
-            cache_bytes: self.cache_bytes,
             history_window_us: self.history_window_s * 1_000_000,
-            ..Options::default()
+            ..Options::with_memory_limit(self.memory_limit)
         }
     }
 
@@ -177,7 +181,7 @@ impl Config {
             "archive.object_bytes" => self.archive_object_bytes.to_string(),
             "storage.memtable_bytes" => self.memtable_bytes.to_string(),
             "storage.segment_bytes" => self.segment_bytes.to_string(),
-            "storage.cache_bytes" => self.cache_bytes.to_string(),
+            "storage.memory_limit" => self.memory_limit.to_string(),
             "storage.retained_log_bytes" => self.retained_log_bytes.to_string(),
             "storage.history_window_s" => self.history_window_s.to_string(),
             _ => return None,
@@ -362,8 +366,8 @@ mod tests {
             ("[storage]\nsegment_bytes = '1MiB'", "storage.segment_bytes", "must be"),
             ("[storage]\nsegment_bytes = 1073741825", "storage.segment_bytes", "to 1073741824 (1.00 GiB) bytes"),
             ("[storage]\nsegment_bytes = '2GiB'", "storage.segment_bytes", "to 1073741824 (1.00 GiB) bytes"),
-            ("[storage]\ncache_bytes = 'lots'", "storage.cache_bytes", "64MiB"),
-            ("[storage]\ncache_bytes = -1", "storage.cache_bytes", "64MiB"),
+            ("[storage]\nmemory_limit = 'lots'", "storage.memory_limit", "64MiB"),
+            ("[storage]\nmemory_limit = -1", "storage.memory_limit", "64MiB"),
             ("[archive]\nrepository = '/tmp/x'", "archive.repository", "file:///"),
             ("[archive]\nrepository = 'ftp://x/y'", "archive.repository", "unknown scheme"),
         ] {

@@ -58,9 +58,13 @@ pub const KEYS: &[Key] = &[
         "longest time a committed record waits for its archive object, milliseconds",
     ),
     key("archive.object_bytes", Some("4MiB"), "size at which an archive object is cut, bytes"),
-    key("storage.memtable_bytes", Some("32MiB"), "memtable size at which it is flushed, bytes"),
+    key(
+        "storage.memory_limit",
+        Some("256MiB"),
+        "memory of the store: memtables, log tail, table indexes, block cache; bytes",
+    ),
+    key("storage.memtable_bytes", None, "memtable size at which it is flushed, bytes; default 1/12 of the limit"),
     key("storage.segment_bytes", Some("24MiB"), "size of a log segment, bytes"),
-    key("storage.cache_bytes", Some("128MiB"), "block cache, bytes"),
     key("storage.retained_log_bytes", Some("1GiB"), "log kept on disk for replicas, archive and watches, bytes"),
     key("storage.history_window_s", Some("600"), "how long superseded versions stay readable, seconds"),
 ];

@@ -124,7 +124,7 @@ impl Tree {
             ..Edit::default()
         };
         manifest.append(&edit, &self.stop)?;
-        self.published.change(|version| {
+        self.change_version(|version| {
             let stays = |t: &Arc<Table>| !edit.removed.contains(&t.id());
             version.level0.retain(stays);
             version.level1.retain(stays);
