@@ -24,7 +24,7 @@ use crate::exec::Wake;
 use crate::fs::LockGuard;
 use crate::limits::Options;
 use crate::log::{Log, Recovered};
-use crate::lsn::{Epoch, Lsn, Position, TimelineId};
+use crate::lsn::{CommitTs, Epoch, Lsn, Position, TimelineId};
 use crate::tree::{Checkpoint, Found, Tree, View};
 use crate::watermark::Watermark;
 use evidence::Evidence;
@@ -270,6 +270,14 @@ impl Store {
     /// `HistoryGone` below the history floor; a position above what is applied is refused alike.
     pub fn view_at(&self, lsn: Lsn) -> Result<View> {
         self.tree.view_at(lsn)
+    }
+
+    /// A read position at a time in the past: at the newest record that had committed by then.
+    ///
+    /// # Errors
+    /// `HistoryGone` before the history floor.
+    pub fn view_at_time(&self, time: CommitTs) -> Result<View> {
+        self.tree.view_at_time(time)
     }
 
     /// First LSN of every epoch in this log, ascending, the not yet applied ones included.

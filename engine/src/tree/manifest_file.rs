@@ -66,7 +66,8 @@ impl Manifest {
             _ => Error::io("read", &path, e),
         })?;
         let r = replay(&path, &bytes)?;
-        let file = fs.open(&path, OpenMode::Write).map_err(|e| Error::io("open", &path, e))?;
+        // To be written to it is opened again: what is only looked at may be on a disk that takes no writes.
+        let file = fs.open(&path, OpenMode::Read).map_err(|e| Error::io("open", &path, e))?;
         bytes.truncate(usize::try_from(r.len).unwrap_or(usize::MAX));
         let (fs, dir) = (Arc::clone(fs), dir.to_owned());
         let (len, state_bytes, chain, state) = (r.len, r.state_bytes, r.chain, r.state);
@@ -78,6 +79,7 @@ impl Manifest {
     pub(crate) fn settle(&mut self, stop: &Stop) -> Result<()> {
         let Some(bytes) = self.unproven.take() else { return Ok(()) };
         let path = self.dir.join(manifest_name(self.number));
+        self.file = self.fs.open(&path, OpenMode::Write).map_err(|e| Error::io("open", &path, e))?;
         if self.file.len().map_err(|e| Error::io("measure", &path, e))? > self.len {
             self.file.set_len(self.len).map_err(|e| Error::io("cut", &path, e))?;
         }

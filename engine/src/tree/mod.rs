@@ -18,7 +18,7 @@ use crate::batch::{Batch, Keyspace};
 use crate::env::Env;
 use crate::error::{Error, Result};
 use crate::limits::Options;
-use crate::lsn::{Epoch, Lsn, Position};
+use crate::lsn::{CommitTs, Epoch, Lsn, Position};
 use crate::record::{Record, RecordError, TimelineStart};
 use crate::table::cache::BlockCache;
 use crate::table::reader::Table;
@@ -32,6 +32,7 @@ mod manifest_file;
 mod memtable;
 mod merge;
 mod published;
+mod read_only;
 mod stop;
 #[cfg(test)]
 mod tests;
@@ -40,6 +41,7 @@ mod view;
 
 pub use checkpoint::{Checkpoint, PinnedTables, install_manifest};
 pub use manifest::{ManifestSummary, manifest_tables};
+pub use read_only::ReadOnly;
 pub use view::{Entry, Found, Scan, ScanEntry, View};
 
 use manifest::{EpochStart, Event, Placed, State};
@@ -370,6 +372,24 @@ impl Tree {
             return Err(Error::HistoryGone { asked: lsn, floor: version.floor.0 });
         }
         let ts = version.time_at(lsn)?;
+        Ok(View::new(Guard::into_inner(version), lsn, ts))
+    }
+
+    /// A view at an older time: at the newest record that had committed by then. A time after the newest record
+    /// gives the newest. May read commit times from table files.
+    ///
+    /// # Errors
+    /// `HistoryGone` before the history floor, `Corruption`, `Io`.
+    pub fn view_at_time(&self, time: CommitTs) -> Result<View> {
+        let (version, applied, ts) = self.published.now();
+        if time >= ts {
+            return Ok(View::new(Guard::into_inner(version), applied, ts));
+        }
+        if time < version.floor.1 {
+            // The floor's own record is the oldest that can be read: any time before it asks for one below.
+            return Err(Error::HistoryGone { asked: version.floor.0.prev(), floor: version.floor.0 });
+        }
+        let (lsn, ts) = version.lsn_at(time)?;
         Ok(View::new(Guard::into_inner(version), lsn, ts))
     }
 

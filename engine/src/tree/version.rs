@@ -124,4 +124,16 @@ impl Version {
         }
         Ok(best.1)
     }
+
+    /// The newest record whose commit time is at or below `ts`, which is not below the floor's.
+    pub(crate) fn lsn_at(&self, ts: CommitTs) -> Result<(Lsn, CommitTs)> {
+        let mut best = self.floor;
+        for m in self.memtables() {
+            best = m.lsn_at(ts).map_or(best, |t| best.max(t));
+        }
+        for t in self.tables() {
+            best = t.lsn_at(ts)?.map_or(best, |t| best.max(t));
+        }
+        Ok(best)
+    }
 }

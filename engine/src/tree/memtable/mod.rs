@@ -169,6 +169,11 @@ impl Memtable {
         self.read().times.last_where(|l, _| l <= lsn)
     }
 
+    /// The newest pair of LSN and commit time whose time is at or below `ts`.
+    pub(crate) fn lsn_at(&self, ts: CommitTs) -> Option<(Lsn, CommitTs)> {
+        self.read().times.last_where(|_, t| t <= ts)
+    }
+
     /// Whether it holds a range delete.
     pub(crate) fn has_ranges(&self) -> bool {
         self.has_ranges.load(Ordering::Acquire)
