@@ -18,6 +18,7 @@ use crate::value::Value;
 
 #[cfg(feature = "sim")]
 mod crash;
+mod positions;
 
 fn env(seed: u64) -> Env {
     Env { rng: Arc::new(SeededRng::new(seed)), fatal: Arc::new(|why| panic!("fatal: {why}")), ..Env::real() }
