@@ -88,6 +88,12 @@ impl Options {
         }
     }
 
+    /// Whether so many bytes of indexes and filters are all that shall be kept: the block cache serves reads of
+    /// present keys better than filters at the bottom do.
+    pub(crate) const fn pins_enough(&self, pinned: u64) -> bool {
+        pinned > self.memory_limit / 4
+    }
+
     /// What the block cache may take beside `memtables` memtables and `pinned` bytes of indexes and filters.
     pub(crate) fn cache_bytes(&self, memtables: usize, pinned: u64) -> u64 {
         let others = (self.tail_memory_bytes + memtables * self.memtable_bytes) as u64 + pinned;

@@ -16,6 +16,15 @@ use super::reader::{Caching, Table};
 /// Read at once by who passes over the cache, in bytes.
 const RUN_BYTES: u64 = 256 << 10;
 
+/// The block to load next.
+#[derive(Clone, Copy, Debug)]
+enum Next {
+    /// The one where the range begins.
+    First,
+    At(usize),
+    None,
+}
+
 /// Iterates a table's entries with keys in `low..high` (empty `high`: no bound). After an error it is
 /// at its end.
 #[derive(Debug)]
@@ -25,8 +34,7 @@ pub(crate) struct TableCursor {
     high: Vec<u8>,
     reverse: bool,
     caching: Caching,
-    /// The next block to load.
-    next_block: Option<usize>,
+    next_block: Next,
     block: Option<Arc<Block>>,
     offset: u64,
     /// The entries of `block` that are left: `at..end`.
@@ -44,19 +52,13 @@ pub(crate) struct TableCursor {
 impl TableCursor {
     /// Stands before the first entry: call [`TableCursor::advance`].
     pub(crate) fn new(table: Arc<Table>, low: Vec<u8>, high: Vec<u8>, reverse: bool, caching: Caching) -> Self {
-        let next_block = if reverse {
-            let last = table.index.len().checked_sub(1);
-            if high.is_empty() { last } else { last.map(|last| table.index.find(&high).min(last)) }
-        } else {
-            Some(table.index.find(&low))
-        };
         Self {
             table,
             low,
             high,
             reverse,
             caching,
-            next_block,
+            next_block: Next::First,
             block: None,
             offset: 0,
             at: 0,
@@ -83,7 +85,7 @@ impl TableCursor {
         let moved = self.step();
         self.valid = matches!(moved, Ok(true));
         if !self.valid {
-            (self.block, self.next_block) = (None, None);
+            (self.block, self.next_block) = (None, Next::None);
             (self.at, self.end) = (0, 0);
         }
         moved
@@ -111,22 +113,30 @@ impl TableCursor {
 
     /// Loads the next block that may hold wanted entries; false at the end.
     fn load(&mut self) -> Result<bool> {
-        let Some(number) = self.next_block else { return Ok(false) };
-        let Some(place) = self.table.index.place(number) else { return Ok(false) };
+        let table = Arc::clone(&self.table);
+        let index = table.index()?;
+        let number = match self.next_block {
+            Next::At(number) => number,
+            Next::First if !self.reverse => index.find(&self.low),
+            Next::First if self.high.is_empty() => index.len().saturating_sub(1),
+            Next::First => index.find(&self.high).min(index.len().saturating_sub(1)),
+            Next::None => return Ok(false),
+        };
+        let Some(place) = index.place(number) else { return Ok(false) };
         // Keys ascend from block to block: once one begins beyond the bound, all others do.
         let before = number.checked_sub(1);
         let beyond = if self.reverse {
-            !self.table.index.reaches(number, &self.low)
+            !index.reaches(number, &self.low)
         } else {
-            !self.high.is_empty() && before.is_some_and(|b| self.table.index.reaches(b, &self.high))
+            !self.high.is_empty() && before.is_some_and(|b| index.reaches(b, &self.high))
         };
         if beyond {
             return Ok(false);
         }
         let block = self.fetch(number, place)?;
-        let damaged = |m| self.table.damaged(place.offset, m);
+        let damaged = |m| table.damaged(place.offset, m);
         self.at = block.lower_bound(&self.low).map_err(damaged)?;
-        self.end = if self.high.is_empty() || !self.table.index.reaches(number, &self.high) {
+        self.end = if self.high.is_empty() || !index.reaches(number, &self.high) {
             block.len()
         } else {
             block.lower_bound(&self.high).map_err(damaged)?
@@ -134,7 +144,11 @@ impl TableCursor {
         self.key.clear();
         self.key.extend_from_slice(block.prefix());
         (self.block, self.offset) = (Some(block), place.offset);
-        self.next_block = if self.reverse { before } else { Some(number + 1) };
+        self.next_block = match before {
+            _ if !self.reverse => Next::At(number + 1),
+            Some(before) => Next::At(before),
+            None => Next::None,
+        };
         Ok(true)
     }
 

@@ -66,8 +66,8 @@ impl Filter {
             .is_some_and(|block| block.0.iter().zip(probe_masks(hash)).all(|(w, m)| w & m == m))
     }
 
-    /// Memory in bytes.
-    pub(crate) const fn bytes(&self) -> usize {
+    /// Size in bytes.
+    const fn bytes(&self) -> usize {
         self.blocks.len() * WORDS * 8
     }
 

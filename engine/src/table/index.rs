@@ -4,11 +4,13 @@
 //! and, unless versions of one key go on, below the first key of the other. Section payload: per
 //! block, `separator (varint length + bytes) | block length varint`; the first block stands at 0, each
 //! other one behind the one before. In memory: the first eight bytes behind what all separators
-//! share in one array, the rest in another. Owns: making, encoding and asking it. Never: blocks.
+//! share in one array, what some have beyond in another. Owns: making, encoding and asking it. Never: blocks.
+
+use std::cmp::Ordering;
 
 use crate::codec::{Cursor, Malformed, put_slice, put_varint};
 
-use super::block::{INTERNAL_KEY_MAX, head_of};
+use super::block::{HEAD, INTERNAL_KEY_MAX, head_of};
 use super::format::{FRAME_BYTES, Place, RAW_BYTES_MAX};
 
 /// Writes an index as blocks are finished.
@@ -54,25 +56,47 @@ fn separator<'a>(last: &'a [u8], next: &'a [u8]) -> &'a [u8] {
     }
 }
 
-/// See the module.
-#[derive(Debug, Default)]
+/// Where blocks start, and the end of the last.
+#[derive(Debug)]
+enum Offsets {
+    Narrow(Vec<u32>),
+    Wide(Vec<u64>),
+}
+
+impl Offsets {
+    fn of(offsets: Vec<u64>) -> Self {
+        let narrow: Result<Vec<u32>, _> = offsets.iter().map(|o| u32::try_from(*o)).collect();
+        narrow.map_or(Self::Wide(offsets), Self::Narrow)
+    }
+
+    fn get(&self, at: usize) -> Option<u64> {
+        match self {
+            Self::Narrow(offsets) => offsets.get(at).map(|o| u64::from(*o)),
+            Self::Wide(offsets) => offsets.get(at).copied(),
+        }
+    }
+}
+
+/// See the module. About 13 bytes a block where separators differ within eight bytes.
+#[derive(Debug)]
 pub(super) struct Index {
     shared: Vec<u8>,
     heads: Vec<u64>,
-    /// Where each separator behind `shared` ends in `tails`.
-    ends: Vec<u32>,
-    tails: Vec<u8>,
-    /// Where each block starts, and the end of the last.
-    offsets: Vec<u64>,
+    /// How many bytes of a head are the separator's.
+    head_lens: Vec<u8>,
+    /// What separators have behind their heads, one after another, and where each ends; no ends if none has any.
+    rests: Vec<u8>,
+    rest_ends: Vec<u32>,
+    offsets: Offsets,
 }
 
 impl Index {
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
         let (first, last) = ends_of(bytes)?;
         let shared = first.iter().zip(last).take_while(|(a, b)| a == b).count();
-        let mut out = Self { shared: first.get(..shared).unwrap_or_default().to_vec(), ..Self::default() };
         let (mut c, mut offset, mut before) = (Cursor::new(bytes), 0u64, None);
-        out.offsets.push(0);
+        let (mut heads, mut head_lens, mut offsets) = (Vec::new(), Vec::new(), vec![0]);
+        let (mut rests, mut rest_ends) = (Vec::new(), Vec::new());
         while !c.is_empty() {
             let separator = c.slice(INTERNAL_KEY_MAX)?;
             if before.is_some_and(|b| separator < b) {
@@ -86,18 +110,21 @@ impl Index {
             offset = offset.checked_add(len).ok_or(Malformed("block offset over bound"))?;
             // Sorted between the first and the last, it starts as these do.
             let tail = separator.get(shared..).ok_or(Malformed("index out of order"))?;
-            out.heads.push(head_of(tail));
-            out.tails.extend_from_slice(tail);
-            out.ends.push(u32::try_from(out.tails.len()).map_err(|_| Malformed("index over bound"))?);
-            out.offsets.push(offset);
+            heads.push(head_of(tail));
+            head_lens.push(tail.len().min(HEAD) as u8);
+            rests.extend_from_slice(tail.get(HEAD..).unwrap_or_default());
+            rest_ends.push(u32::try_from(rests.len()).map_err(|_| Malformed("index over bound"))?);
+            offsets.push(offset);
         }
-        for list in [&mut out.tails, &mut out.shared] {
-            list.shrink_to_fit();
+        if rests.is_empty() {
+            rest_ends.clear();
         }
-        out.heads.shrink_to_fit();
-        out.ends.shrink_to_fit();
-        out.offsets.shrink_to_fit();
-        Ok(out)
+        heads.shrink_to_fit();
+        head_lens.shrink_to_fit();
+        rests.shrink_to_fit();
+        rest_ends.shrink_to_fit();
+        let (shared, offsets) = (first.get(..shared).unwrap_or_default().to_vec(), Offsets::of(offsets));
+        Ok(Self { shared, heads, head_lens, rests, rest_ends, offsets })
     }
 
     /// Number of data blocks.
@@ -105,31 +132,33 @@ impl Index {
         self.heads.len()
     }
 
-    /// Memory in bytes.
-    pub(super) const fn bytes(&self) -> usize {
-        self.heads.len() * 8 + self.ends.len() * 4 + self.offsets.len() * 8 + self.tails.len() + self.shared.len()
-    }
-
-    fn tail(&self, block: usize) -> &[u8] {
-        let end_of = |i: usize| self.ends.get(i).map_or(0, |e| *e as usize);
+    /// What separators have behind what all share.
+    fn tail(&self, block: usize) -> Tail<'_> {
+        let end_of = |i: usize| self.rest_ends.get(i).map_or(0, |e| *e as usize);
         let from = block.checked_sub(1).map_or(0, end_of);
-        self.tails.get(from..end_of(block)).unwrap_or_default()
+        Tail {
+            head: self.heads.get(block).copied().unwrap_or_default(),
+            head_len: self.head_lens.get(block).copied().unwrap_or_default(),
+            rest: self.rests.get(from..end_of(block)).unwrap_or_default(),
+        }
     }
 
     /// The separator at or above all keys of a block.
     pub(super) fn separator(&self, block: usize) -> Vec<u8> {
-        [&self.shared, self.tail(block)].concat()
+        let tail = self.tail(block);
+        let head = tail.head.to_be_bytes();
+        [&self.shared, head.get(..usize::from(tail.head_len)).unwrap_or(&head), tail.rest].concat()
     }
 
     /// Whether the keys of `block` may reach `key`: its separator is at or above.
     pub(super) fn reaches(&self, block: usize, key: &[u8]) -> bool {
         let (start, tail) = key.split_at_checked(self.shared.len()).unwrap_or((key, &[]));
-        self.shared.as_slice().cmp(start).then_with(|| self.tail(block).cmp(tail)).is_ge()
+        self.shared.as_slice().cmp(start).then_with(|| self.tail(block).cmp(&Tail::of(tail))).is_ge()
     }
 
     /// Where a block stands.
     pub(super) fn place(&self, block: usize) -> Option<Place> {
-        let (from, to) = (*self.offsets.get(block)?, *self.offsets.get(block + 1)?);
+        let (from, to) = (self.offsets.get(block)?, self.offsets.get(block + 1)?);
         Some(Place { offset: from, len: to - from })
     }
 
@@ -137,17 +166,17 @@ impl Index {
     pub(super) fn find(&self, key: &[u8]) -> usize {
         let (start, tail) = key.split_at_checked(self.shared.len()).unwrap_or((key, &[]));
         match start.cmp(&self.shared) {
-            std::cmp::Ordering::Less => return 0,
-            std::cmp::Ordering::Greater => return self.len(),
-            std::cmp::Ordering::Equal => {}
+            Ordering::Less => return 0,
+            Ordering::Greater => return self.len(),
+            Ordering::Equal => {}
         }
-        let head = head_of(tail);
-        let mut from = self.heads.partition_point(|h| *h < head);
-        if self.heads.get(from) != Some(&head) {
+        let tail = Tail::of(tail);
+        let mut from = self.heads.partition_point(|h| *h < tail.head);
+        if self.heads.get(from) != Some(&tail.head) {
             return from;
         }
         let ties = self.heads.get(from..).unwrap_or_default();
-        let mut to = from + ties.partition_point(|h| *h == head);
+        let mut to = from + ties.partition_point(|h| *h == tail.head);
         while from < to {
             let mid = from + (to - from) / 2;
             if self.tail(mid) < tail {
@@ -157,6 +186,21 @@ impl Index {
             }
         }
         from
+    }
+}
+
+/// The end of a key, ordered as its bytes are: where heads are equal the one that ends earlier in them is
+/// the lower one, as zeros only stand behind an end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Tail<'a> {
+    head: u64,
+    head_len: u8,
+    rest: &'a [u8],
+}
+
+impl<'a> Tail<'a> {
+    fn of(tail: &'a [u8]) -> Self {
+        Self { head: head_of(tail), head_len: tail.len().min(HEAD) as u8, rest: tail.get(HEAD..).unwrap_or_default() }
     }
 }
 

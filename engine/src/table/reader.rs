@@ -1,12 +1,13 @@
 //! An open table: positional reads through the block cache, point look-ups and iteration.
 //!
-//! Index, filter and range deletes are checked and pinned at open; data blocks and commit times
-//! are read when asked for. Owns: the handle; the file itself is removed when the last handle of a
+//! Properties and range deletes are checked and pinned at open, index and filter when a read first needs
+//! them, so that opening a large tree takes no longer than a small one; data blocks and commit times are
+//! read when asked for. Owns: the handle; the file itself is removed when the last handle of a
 //! table marked obsolete goes. Never: writes.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use crate::codec::{Cursor, Malformed};
 use crate::error::{Error, Result};
@@ -23,6 +24,9 @@ use super::format::{
 use super::index::Index;
 use super::times::Times;
 use super::{Hit, RangeDelete};
+
+/// Memory of an index per data block, about, in bytes.
+const INDEX_BYTES: u64 = 16;
 
 /// Whether a read leaves its blocks in the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,14 +49,15 @@ pub(crate) struct Table {
     pub(super) bytes: u64,
     pub(super) properties_at: Place,
     pub(super) properties: Properties,
-    pub(super) index: Index,
-    pub(super) filter: Filter,
+    index: OnceLock<Index>,
+    filter: OnceLock<Filter>,
+    filtered: bool,
     ranges: Vec<RangeDelete>,
     obsolete: AtomicBool,
 }
 
 impl Table {
-    /// Opens a table and checks everything but its data blocks and commit times.
+    /// Opens a table and checks its footer, properties and range deletes.
     pub(crate) fn open(fs: &Arc<dyn Fs>, path: &Path, cache: &Arc<BlockCache>) -> Result<Self> {
         let file = fs.open(path, OpenMode::Read).map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound => Error::corruption(path, 0, None, "the table file is missing"),
@@ -66,10 +71,7 @@ impl Table {
         let properties = raw
             .block(properties_at, id, BlockKind::Properties)
             .and_then(|b| Properties::decode(&b).map_err(|m| Error::corruption(path, at, None, m.0)))?;
-        let p = &properties;
-        let index = raw.section(p.index, id, BlockKind::Index, |b| Index::decode(&b))?;
-        let filter = raw.section(p.filter, id, BlockKind::Filter, |b| Filter::decode(&b))?;
-        let ranges = raw.section(p.ranges, id, BlockKind::Ranges, |b| decode_ranges(&b))?;
+        let ranges = raw.section(properties.ranges, id, BlockKind::Ranges, |b| decode_ranges(&b))?;
         Ok(Self {
             fs: Arc::clone(fs),
             path: path.to_owned(),
@@ -79,12 +81,36 @@ impl Table {
             bytes,
             properties_at,
             properties,
-            index,
-            filter,
+            index: OnceLock::new(),
+            filter: OnceLock::new(),
+            filtered: true,
             ranges,
             obsolete: AtomicBool::new(false),
             file,
         })
+    }
+
+    /// From now on it is read without its filter, which is not kept in memory then: for the many tables at the
+    /// bottom, when memory is short.
+    pub(crate) fn without_filter(mut self) -> Self {
+        self.filtered = false;
+        self
+    }
+
+    pub(super) fn index(&self) -> Result<&Index> {
+        if let Some(index) = self.index.get() {
+            return Ok(index);
+        }
+        let index = self.raw().section(self.properties.index, self.id, BlockKind::Index, |b| Index::decode(&b))?;
+        Ok(self.index.get_or_init(|| index))
+    }
+
+    pub(super) fn filter(&self) -> Result<&Filter> {
+        if let Some(filter) = self.filter.get() {
+            return Ok(filter);
+        }
+        let filter = self.raw().section(self.properties.filter, self.id, BlockKind::Filter, |b| Filter::decode(&b))?;
+        Ok(self.filter.get_or_init(|| filter))
     }
 
     pub(crate) const fn id(&self) -> u128 {
@@ -165,20 +191,21 @@ impl Table {
 
     /// The newest version of `key`, whose filter hash is `hash`, at or below `lsn`.
     pub(crate) fn get(&self, key: &[u8], hash: u64, lsn: Lsn) -> Result<Option<Hit>> {
-        if !self.filter.may_contain(hash) {
+        if self.filtered && !self.filter()?.may_contain(hash) {
             return Ok(None);
         }
-        let mut at = self.index.find(key);
-        while let Some(place) = self.index.place(at) {
+        let index = self.index()?;
+        let mut at = index.find(key);
+        while let Some(place) = index.place(at) {
             let block = self.block(place, Caching::Keep)?;
             let damaged = |m| self.damaged(place.offset, m);
-            let (index, found) = block.search(key, lsn).map_err(damaged)?;
+            let (slot, found) = block.search(key, lsn).map_err(damaged)?;
             if found {
-                let entry = block.entry(index).map_err(damaged)?;
+                let entry = block.entry(slot).map_err(damaged)?;
                 let (lsn, value) = (entry.lsn, entry.value);
                 return Ok(Some(Hit::in_block(lsn, block, value)));
             }
-            if index < block.len() {
+            if slot < block.len() {
                 return Ok(None);
             }
             // The key, or its older versions, may begin the next block.
@@ -187,18 +214,20 @@ impl Table {
         Ok(None)
     }
 
-    /// Memory of what is pinned while the table is open, in bytes.
-    pub(crate) fn pinned_bytes(&self) -> u64 {
-        (self.index.bytes() + self.filter.bytes()) as u64
+    /// Memory of index and filter once reads have needed them, in bytes, about.
+    pub(crate) const fn pinned_bytes(&self) -> u64 {
+        let filter = if self.filtered { self.properties.filter.len } else { 0 };
+        self.properties.data_blocks * INDEX_BYTES + filter
     }
 
     /// Reads up to `buffer_max` bytes of whole blocks from block `at` on, for somebody who reads in order:
     /// the bytes and where they start. `None` past the last block.
     pub(super) fn read_run(&self, at: usize, buffer_max: u64) -> Result<Option<(Vec<u8>, u64)>> {
-        let Some(first) = self.index.place(at) else { return Ok(None) };
+        let index = self.index()?;
+        let Some(first) = index.place(at) else { return Ok(None) };
         let mut end = first.offset + first.len;
         let mut next = at + 1;
-        while let Some(place) = self.index.place(next).filter(|p| p.offset + p.len - first.offset <= buffer_max) {
+        while let Some(place) = index.place(next).filter(|p| p.offset + p.len - first.offset <= buffer_max) {
             end = place.offset + place.len;
             next += 1;
         }

@@ -12,10 +12,10 @@ use crate::lsn::Lsn;
 
 use super::block::Block;
 use super::cache::BlockCache;
-use super::filter::key_hash;
-use super::format::{FOOTER_BYTES, Place};
+use super::filter::{Filter, key_hash};
+use super::format::{FOOTER_BYTES, Place, Properties};
 use super::reader::{Caching, Table};
-use super::{EntryRef, TableFile, parse_table_name};
+use super::{TableFile, parse_table_name};
 
 const HASH_BYTES: usize = 1 << 20;
 
@@ -41,7 +41,8 @@ pub fn verify_table(fs: &Arc<dyn Fs>, path: &Path) -> Result<TableFile> {
 fn check_places(table: &Table) -> Result<()> {
     let p = &table.properties;
     let footer = table.bytes.saturating_sub(FOOTER_BYTES as u64);
-    let blocks = (0..table.index.len()).filter_map(|n| table.index.place(n));
+    let index = table.index()?;
+    let blocks = (0..index.len()).filter_map(|n| index.place(n));
     let rest = [p.ranges, p.times, p.filter, p.index, table.properties_at, Place { offset: footer, len: 0 }];
     let mut end = 0;
     for place in blocks.chain(rest) {
@@ -64,15 +65,16 @@ struct Walk {
 
 fn check_entries(table: &Table) -> Result<()> {
     let mut walk = Walk::default();
-    for number in 0..table.index.len() {
-        let Some(place) = table.index.place(number) else { break };
+    let (index, filter) = (table.index()?, table.filter()?);
+    for number in 0..index.len() {
+        let Some(place) = index.place(number) else { break };
         let block = table.block(place, Caching::Bypass)?;
         let fail = |what: &'static str| Error::corruption(table.path(), place.offset, None, what);
         // A separator is at or above all keys before it, and below those behind it or equal.
-        let before = number.checked_sub(1).map(|n| table.index.separator(n)).unwrap_or_default();
+        let before = number.checked_sub(1).map(|n| index.separator(n)).unwrap_or_default();
         for i in 0..block.len() {
-            walk.step(table, &block, i).map_err(fail)?;
-            if walk.key < before || !table.index.reaches(number, &walk.key) {
+            walk.step(&table.properties, filter, &block, i).map_err(fail)?;
+            if walk.key < before || !index.reaches(number, &walk.key) {
                 return Err(fail("the index does not fit the block"));
             }
         }
@@ -81,7 +83,7 @@ fn check_entries(table: &Table) -> Result<()> {
         }
     }
     let p = &table.properties;
-    let found = (walk.entries, walk.deletes, table.index.len() as u64);
+    let found = (walk.entries, walk.deletes, index.len() as u64);
     let ends = (walk.first.unwrap_or_default(), walk.last.map(|(key, _)| key).unwrap_or_default());
     if found == (p.entries, p.deletes, p.data_blocks) && ends.0 == p.min_key && ends.1 == p.max_key {
         return Ok(());
@@ -92,13 +94,23 @@ fn check_entries(table: &Table) -> Result<()> {
 
 impl Walk {
     /// Takes in an entry; the error is what is wrong with it.
-    fn step(&mut self, table: &Table, block: &Block, index: usize) -> std::result::Result<(), &'static str> {
+    fn step(
+        &mut self,
+        p: &Properties,
+        filter: &Filter,
+        block: &Block,
+        index: usize,
+    ) -> std::result::Result<(), &'static str> {
         let entry = block.entry(index).map_err(|m| m.0)?;
         self.key.clear();
         self.key.extend_from_slice(block.prefix());
         entry.put_tail(&mut self.key);
-        let value = entry.value.as_ref().map(|at| block.value(at));
-        check_entry(table, EntryRef { key: &self.key, lsn: entry.lsn, value })?;
+        if !filter.may_contain(key_hash(&self.key)) {
+            return Err("the filter does not know the key");
+        }
+        if entry.lsn < p.min_lsn || entry.lsn > p.max_lsn {
+            return Err("entry outside of the table's LSNs");
+        }
         let place = (&self.key, std::cmp::Reverse(entry.lsn));
         if self.last.as_ref().is_some_and(|(k, l)| (k, std::cmp::Reverse(*l)) >= place) {
             return Err("entries out of order");
@@ -111,17 +123,6 @@ impl Walk {
         self.deletes += u64::from(entry.value.is_none());
         Ok(())
     }
-}
-
-fn check_entry(table: &Table, entry: EntryRef<'_>) -> std::result::Result<(), &'static str> {
-    let p = &table.properties;
-    if !table.filter.may_contain(key_hash(entry.key)) {
-        return Err("the filter does not know the key");
-    }
-    if entry.lsn < p.min_lsn || entry.lsn > p.max_lsn {
-        return Err("entry outside of the table's LSNs");
-    }
-    Ok(())
 }
 
 fn check_properties(table: &Table) -> Result<()> {

@@ -33,7 +33,7 @@ impl Tree {
             barrier(end.lsn)?;
         }
         let file = self.write_table(memtable)?;
-        let table = self.open_table(file.id)?;
+        let table = self.open_table(file.id, false)?;
         if let Err(e) = self.install_flush(memtable, file, &table) {
             // After a failed sync nobody knows whether the edit that names the file is on disk.
             if self.stop.check().is_ok() {

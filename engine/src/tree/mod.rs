@@ -169,8 +169,9 @@ impl Tree {
     /// after [`Tree::flushed`]. Table files that the manifest does not name are removed.
     ///
     /// # Errors
-    /// `Directory` when there is none, `Corruption` when manifest, a named table's frame (all but
-    /// its data blocks), or a table file is damaged or missing, `Format`, `Io`, `Stopped`.
+    /// `Directory` when there is none, `Corruption` when the manifest or a named table's footer, properties or
+    /// range deletes are damaged or the file is missing (damage further inside shows in the reads that need it),
+    /// `Format`, `Io`, `Stopped`.
     pub fn open(env: Env, dir: &Path, options: &Options) -> Result<Self> {
         let tree = Self::open_unchanged(env, dir, options)?;
         tree.tidy()?;
@@ -445,19 +446,24 @@ impl Tree {
         self.env.fs.sync_dir(&self.tables_dir).map_err(|e| self.stop.fatal("sync", &self.tables_dir, &e))
     }
 
-    fn open_table(&self, id: u128) -> Result<Arc<Table>> {
-        Ok(Arc::new(Table::open(&self.env.fs, &self.table_path(id), &self.cache)?))
+    /// Opens a new table, of the lowest level if `bottom`.
+    fn open_table(&self, id: u128, bottom: bool) -> Result<Arc<Table>> {
+        let table = Table::open(&self.env.fs, &self.table_path(id), &self.cache)?;
+        let pinned = self.version().tables().map(|t| t.pinned_bytes()).sum();
+        Ok(Arc::new(if bottom && self.options.pins_enough(pinned) { table.without_filter() } else { table }))
     }
 }
 
 fn open_tables(env: &Env, dir: &Path, cache: &Arc<BlockCache>, state: &State, options: &Options) -> Result<Version> {
-    let (mut level0, mut level1) = (Vec::new(), Vec::new());
+    let (mut level0, mut level1, mut pinned) = (Vec::new(), Vec::new(), 0);
     for Placed { level, file } in &state.tables {
         let path = dir.join(table_name(file.id));
         let table = Table::open(&env.fs, &path, cache)?;
         if table.id() != file.id || table.bytes() != file.bytes {
             return Err(Error::corruption(&path, 0, None, "the file is not the table that the manifest names"));
         }
+        let table = if *level > 0 && options.pins_enough(pinned) { table.without_filter() } else { table };
+        pinned += table.pinned_bytes();
         if *level == 0 { level0.push(Arc::new(table)) } else { level1.push(Arc::new(table)) }
     }
     level0.reverse();

@@ -58,7 +58,7 @@ impl Published {
         let before = self.stamp.load(Ordering::Acquire);
         let (lsn, ts) = (self.lsn.load(Ordering::Relaxed), self.ts.load(Ordering::Relaxed));
         fence(Ordering::Acquire);
-        if before % 2 == 0 && self.stamp.load(Ordering::Relaxed) == before {
+        if before.is_multiple_of(2) && self.stamp.load(Ordering::Relaxed) == before {
             return (Lsn(lsn), CommitTs(ts));
         }
         let applied = self.applied();

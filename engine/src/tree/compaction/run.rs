@@ -60,7 +60,7 @@ impl Tree {
         let inputs = Inputs::of(&version, &job);
         let floor = self.next_floor(&version)?;
         let outputs = self.merge_tables(&inputs, floor)?;
-        let tables = outputs.done.iter().map(|f| self.open_table(f.id)).collect::<Result<Vec<_>>>()?;
+        let tables = outputs.done.iter().map(|f| self.open_table(f.id, true)).collect::<Result<Vec<_>>>()?;
         self.install_compaction(&inputs, &outputs, tables, floor)?;
         self.counters.compactions.fetch_add(1, Ordering::Relaxed);
         self.counters.dropped.fetch_add(outputs.dropped, Ordering::Relaxed);
