@@ -25,6 +25,9 @@ use crate::lsn::{Chain, CommitTs, Epoch, Lsn, Position};
 pub(super) const FRAMES_AT: u64 = 4096;
 /// Zeros are written in pieces of this size, so that no commit waits behind a long write.
 const PIECE: usize = 1 << 20;
+/// Of a piece, so much is written at once. The page cache takes over a write's size as that of its units, and a
+/// small write costs what its unit is large: filled 1 MiB at once, a put took twice as long.
+const WRITE: usize = 16 << 10;
 /// Distance of index entries in bytes: a reader starts at most this far before its record.
 const INDEX_EVERY: u64 = 64 << 10;
 const MAGIC: [u8; 8] = *b"mainstl\n";
@@ -111,9 +114,9 @@ pub(super) fn parse_name(name: &str) -> Option<u64> {
 /// Writes zeros to `from..to` in pieces.
 pub(super) fn write_zeros(file: &dyn File, from: u64, to: u64) -> std::io::Result<()> {
     let mut at = from;
-    let zeros = vec![0; PIECE.min(usize::try_from(to.saturating_sub(from)).unwrap_or(PIECE))];
+    let zeros = [0; WRITE];
     while at < to {
-        let n = usize::try_from(to - at).unwrap_or(PIECE).min(PIECE);
+        let n = usize::try_from(to - at).unwrap_or(WRITE).min(WRITE);
         file.write_all_at(&zeros[..n], at)?;
         at += n as u64;
     }
