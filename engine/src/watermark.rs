@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -25,6 +25,9 @@ struct Waiters {
 #[derive(Debug, Default)]
 struct Inner {
     at: AtomicU64,
+    /// Threads and futures that wait, so that a raise nobody waits for takes no lock. Whoever waits counts
+    /// itself first and looks at `at` again afterwards; a raise does these in the other order.
+    waiting: AtomicUsize,
     waiters: Mutex<Waiters>,
     raised: Condvar,
 }
@@ -57,17 +60,19 @@ impl Watermark {
     /// Where it stands.
     #[must_use]
     pub fn get(&self) -> Lsn {
-        Lsn(self.inner.at.load(Ordering::Acquire))
+        Lsn(self.inner.at.load(Ordering::SeqCst))
     }
 
     /// Raises it to `lsn` and wakes whom that satisfies. A lower value is ignored.
     pub fn raise(&self, lsn: Lsn) {
-        if self.inner.at.fetch_max(lsn.0, Ordering::AcqRel) >= lsn.0 {
+        let before = self.inner.at.fetch_max(lsn.0, Ordering::SeqCst);
+        if before >= lsn.0 || self.inner.waiting.load(Ordering::SeqCst) == 0 {
             return;
         }
         let mut w = self.waiters();
         let rest = w.wakers.split_off(&(lsn.0.saturating_add(1), 0));
         let ready = std::mem::replace(&mut w.wakers, rest);
+        self.inner.waiting.fetch_sub(ready.len(), Ordering::SeqCst);
         let blocked = w.blocked > 0;
         drop(w);
         if blocked {
@@ -86,6 +91,7 @@ impl Watermark {
         let mut w = self.waiters();
         w.closed = true;
         let ready = std::mem::take(&mut w.wakers);
+        self.inner.waiting.fetch_sub(ready.len(), Ordering::SeqCst);
         drop(w);
         self.inner.raised.notify_all();
         ready.into_values().for_each(Waker::wake);
@@ -103,12 +109,14 @@ impl Watermark {
         }
         let mut w = self.waiters();
         w.blocked += 1;
+        self.inner.waiting.fetch_add(1, Ordering::SeqCst);
         let (mut w, _) = self
             .inner
             .raised
             .wait_timeout_while(w, timeout, |w| self.get() < lsn && !w.closed)
             .unwrap_or_else(PoisonError::into_inner);
         w.blocked -= 1;
+        self.inner.waiting.fetch_sub(1, Ordering::SeqCst);
         let closed = w.closed;
         drop(w);
         if self.get() >= lsn {
@@ -146,27 +154,29 @@ impl Future for Reached {
         }
         let mark = self.mark.clone();
         let mut w = mark.waiters();
-        // Checked again under the lock: `raise` publishes before it takes the lock.
-        let at = mark.get();
-        if at >= self.lsn {
-            return Poll::Ready(Ok(at));
-        }
         if w.closed {
-            return Poll::Ready(Err(Closed));
+            return if mark.get() >= self.lsn { Poll::Ready(Ok(mark.get())) } else { Poll::Ready(Err(Closed)) };
         }
         let id = *self.id.get_or_insert_with(|| {
             w.next_id += 1;
             w.next_id
         });
-        w.wakers.insert((self.lsn.0, id), cx.waker().clone());
-        Poll::Pending
+        if w.wakers.insert((self.lsn.0, id), cx.waker().clone()).is_none() {
+            mark.inner.waiting.fetch_add(1, Ordering::SeqCst);
+        }
+        // Only now that a raise would see this waiter: one that came before is seen here.
+        let at = mark.get();
+        if at >= self.lsn { Poll::Ready(Ok(at)) } else { Poll::Pending }
     }
 }
 
 impl Drop for Reached {
     fn drop(&mut self) {
         if let Some(id) = self.id {
-            self.mark.waiters().wakers.remove(&(self.lsn.0, id));
+            let mut w = self.mark.waiters();
+            if w.wakers.remove(&(self.lsn.0, id)).is_some() {
+                self.mark.inner.waiting.fetch_sub(1, Ordering::SeqCst);
+            }
         }
     }
 }
@@ -186,6 +196,24 @@ mod tests {
             w.raise(Lsn(9));
             assert_eq!(waiter.join().unwrap(), Ok(true));
         });
+    }
+
+    #[test]
+    fn no_raise_misses_who_begins_to_wait() {
+        let (there, back) = (Watermark::default(), Watermark::default());
+        std::thread::scope(|s| {
+            s.spawn(|| {
+                for n in 1..=5_000 {
+                    assert_eq!(there.wait(Lsn(n), Duration::from_secs(60)), Ok(true));
+                    back.raise(Lsn(n));
+                }
+            });
+            for n in 1..=5_000 {
+                there.raise(Lsn(n));
+                assert_eq!(back.wait(Lsn(n), Duration::from_secs(60)), Ok(true));
+            }
+        });
+        assert_eq!(there.inner.waiting.load(Ordering::SeqCst) + back.inner.waiting.load(Ordering::SeqCst), 0);
     }
 
     #[test]

@@ -3,17 +3,21 @@
 //! Owns: leadership, the queue's length, the gather step, wake-ups. Never: I/O.
 //!
 //! Threads queue in numbered groups. A leader takes the present group when it takes the buffer;
-//! later ones queue in the next group on the other condition variable, so that ending a group does
-//! not wake those who cannot go on yet.
+//! later ones queue in the next group at the other signal, so that ending a group does not wake those
+//! who cannot go on yet. Who wakes and finds its group ended goes on without taking the lock.
 
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::signal::Signal;
 use crate::clock::Clock;
 
-/// After a group is acknowledged its threads come back with new records within this time, if at
-/// all. Waiting longer gains nothing; not waiting halves the groups on two cores.
-const GATHER: Duration = Duration::from_micros(40);
+/// After a group is acknowledged its threads come back with new records within a moment, if at all. Waiting
+/// for them is worth a third of what the last group's work took, within these bounds; not waiting halves the
+/// groups on two cores.
+const GATHER_MIN: Duration = Duration::from_micros(40);
+const GATHER_MAX: Duration = Duration::from_micros(100);
 /// Bound for a clock that stands still.
 const GATHER_LOOKS: usize = 1000;
 
@@ -27,21 +31,27 @@ pub(super) enum Gather {
 #[derive(Debug, Default)]
 struct State {
     leading: bool,
-    group: u64,
     /// Groups below this one have ended.
     ended: u64,
-    queued: usize,
-    last_group: usize,
-    /// Threads that want the leadership for themselves; they go first.
-    exclusive: usize,
+    /// How many may be in the next group.
+    expected: usize,
     acked: Duration,
+    /// How long a leader waits for them after that.
+    patience: Duration,
 }
 
 /// See the module's text.
 #[derive(Debug, Default)]
 pub(super) struct Gate {
     state: Mutex<State>,
-    turns: [Condvar; 2],
+    // These change under the lock only.
+    /// The group that queues now; all below were taken by a leader.
+    group: AtomicU64,
+    /// Its size.
+    queued: AtomicUsize,
+    /// Threads that want the leadership for themselves; they go first.
+    exclusive: AtomicUsize,
+    turns: [Signal; 2],
     free: Condvar,
 }
 
@@ -50,7 +60,10 @@ pub(super) struct Gate {
 #[must_use]
 pub(super) struct Lead {
     group: u64,
+    /// Members of the group, and those of them who wait.
     size: usize,
+    waiting: usize,
+    since: Duration,
 }
 
 impl Gate {
@@ -58,71 +71,96 @@ impl Gate {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn turn(&self, group: u64) -> &Condvar {
+    fn turn(&self, group: u64) -> &Signal {
         &self.turns[(group % 2) as usize]
+    }
+
+    fn group(&self) -> u64 {
+        self.group.load(Ordering::SeqCst)
+    }
+
+    fn queued(&self) -> usize {
+        self.queued.load(Ordering::SeqCst)
+    }
+
+    fn exclusive(&self) -> usize {
+        self.exclusive.load(Ordering::SeqCst)
+    }
+
+    /// Joins the group that queues now. The caller holds the lock.
+    fn join(&self) -> u64 {
+        self.queued.fetch_add(1, Ordering::SeqCst);
+        self.group()
     }
 
     /// Queues until `done` (then none) or until this thread leads a group that it has gathered.
     pub(super) fn queue(&self, clock: &dyn Clock, gather: Gather, done: impl Fn() -> bool) -> Option<Lead> {
         let mut s = self.lock();
-        let mut mine = s.group;
-        s.queued += 1;
+        let mut mine = self.join();
         loop {
             if s.ended > mine && !done() {
                 // What the group wrote was cut and written again before this thread woke: it queues anew,
                 // or nobody would know that it waits.
-                mine = s.group;
-                s.queued += 1;
+                mine = self.join();
             }
             if done() {
-                if mine == s.group {
-                    s.queued -= 1;
+                if mine == self.group() {
+                    self.queued.fetch_sub(1, Ordering::SeqCst);
                 }
                 // This wake-up was meant for a leader.
-                if !s.leading && s.queued > 0 {
-                    self.turn(s.group).notify_one();
+                if !s.leading && self.queued() > 0 {
+                    self.turn(self.group()).wake_one();
                 }
                 return None;
             }
-            if !s.leading && s.exclusive == 0 {
+            if !s.leading && self.exclusive() == 0 {
                 s.leading = true;
-                let mut s = if gather == Gather::Yes { self.gather(s, clock) } else { s };
-                return Some(Self::take_group(&mut s));
+                if gather == Gather::Yes {
+                    let (expected, until) = (s.expected, s.acked + s.patience);
+                    drop(s);
+                    self.gather(expected, until, clock);
+                    s = self.lock();
+                }
+                return Some(self.take_group(&s, 1, clock));
             }
-            s = self.turn(mine).wait(s).unwrap_or_else(PoisonError::into_inner);
+            // Seen under the lock: whoever ends the group does so after.
+            let (turn, seen) = (self.turn(mine), self.turn(mine).seen());
+            drop(s);
+            turn.wait(seen);
+            if self.group() > mine && done() {
+                return None;
+            }
+            s = self.lock();
         }
     }
 
     /// Takes the leadership, after the present leader's.
-    pub(super) fn acquire(&self) -> Lead {
+    pub(super) fn acquire(&self, clock: &dyn Clock) -> Lead {
         let mut s = self.lock();
-        s.exclusive += 1;
+        self.exclusive.fetch_add(1, Ordering::SeqCst);
         while s.leading {
             s = self.free.wait(s).unwrap_or_else(PoisonError::into_inner);
         }
-        s.exclusive -= 1;
+        self.exclusive.fetch_sub(1, Ordering::SeqCst);
         s.leading = true;
-        Self::take_group(&mut s)
+        self.take_group(&s, 0, clock)
     }
 
-    fn take_group(s: &mut State) -> Lead {
-        let lead = Lead { group: s.group, size: s.queued };
-        s.group += 1;
-        s.queued = 0;
-        lead
+    /// `own` of the group's members is the leader itself.
+    fn take_group(&self, _held: &MutexGuard<'_, State>, own: usize, clock: &dyn Clock) -> Lead {
+        let size = self.queued.swap(0, Ordering::SeqCst);
+        let group = self.group.fetch_add(1, Ordering::SeqCst);
+        Lead { group, size, waiting: size.saturating_sub(own), since: clock.monotonic() }
     }
 
-    fn gather<'a>(&'a self, mut s: MutexGuard<'a, State>, clock: &dyn Clock) -> MutexGuard<'a, State> {
-        let until = s.acked + GATHER;
+    /// Waits for as many as are expected. The lock is not held, or nobody could come.
+    fn gather(&self, expected: usize, until: Duration, clock: &dyn Clock) {
         for _ in 0..GATHER_LOOKS {
-            if s.queued >= s.last_group || s.exclusive > 0 || clock.monotonic() >= until {
+            if self.queued() >= expected || self.exclusive() > 0 || clock.monotonic() >= until {
                 break;
             }
-            drop(s);
             std::thread::yield_now();
-            s = self.lock();
         }
-        s
     }
 
     /// Ends the leadership after the group's records became durable, or the log stopped.
@@ -130,22 +168,26 @@ impl Gate {
         let mut s = self.lock();
         s.leading = false;
         s.ended = lead.group + 1;
-        s.last_group = lead.size;
         s.acked = clock.monotonic();
-        if lead.size > 0 {
-            self.turn(lead.group).notify_all();
-        }
-        if s.exclusive > 0 {
+        s.patience = (s.acked.saturating_sub(lead.since) / 3).clamp(GATHER_MIN, GATHER_MAX);
+        let (next, queued, exclusive) = (self.group(), self.queued(), self.exclusive());
+        // Those who came meanwhile and those who come back, or two halves would take turns for ever.
+        s.expected = lead.size + queued;
+        drop(s);
+        if exclusive > 0 {
             self.free.notify_one();
-        } else if s.queued > 0 {
-            self.turn(s.group).notify_one();
+        } else if queued > 0 {
+            self.turn(next).wake_one();
+        }
+        if lead.waiting > 0 {
+            self.turn(lead.group).wake_all();
         }
     }
 
     /// Wakes everyone: the log has stopped.
     pub(super) fn wake_all(&self) {
         let _s = self.lock();
-        self.turns.iter().for_each(Condvar::notify_all);
+        self.turns.iter().for_each(Signal::wake_all);
         self.free.notify_all();
     }
 }

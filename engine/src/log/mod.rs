@@ -6,7 +6,7 @@
 //! retrying a failed write or sync.
 //!
 //! Files: `frame` and `segment` (formats), `tail` (newest records in memory), `gate` (who leads a
-//! group commit), `writer` (append, write, sync), `reader`, `recovery`, `truncate`, `slots`.
+//! group commit), `signal` (how its threads wait), `writer` (append, write, sync), `reader`, `recovery`, `truncate`, `slots`.
 //!
 //! Locks, in the order in which they may be taken: `releasing`, leadership of the gate, `head`, `prepare`,
 //! `segments`, `tail`. None but the leadership is held across a commit's I/O; `head` is held while
@@ -29,7 +29,9 @@ mod gate;
 mod reader;
 mod recovery;
 mod segment;
+mod signal;
 mod slots;
+mod stats;
 mod tail;
 mod truncate;
 mod writer;
@@ -41,6 +43,7 @@ pub use crate::exec::Progress;
 pub use reader::{Chunk, Reader};
 pub use recovery::{Recovered, TornTail};
 pub use slots::{Slot, SlotInfo};
+pub use stats::{LogStats, SyncLatency};
 pub use truncate::CutTail;
 
 use gate::Gate;
@@ -78,6 +81,7 @@ struct Shared {
     pending_bytes: AtomicUsize,
     /// The segment that has written bytes which no sync covers yet. Held by whoever leads.
     unsynced: Mutex<Option<Arc<Segment>>>,
+    counters: stats::Counters,
     stopped: OnceLock<String>,
 }
 
@@ -192,7 +196,16 @@ impl Log {
     /// # Errors
     /// `Stopped`. `Record` when `lsn` is above the end of the log.
     pub fn sync_to(&self, lsn: Lsn) -> Result<()> {
-        self.shared.sync_to(lsn)
+        self.shared.sync_to(lsn, |_| ())
+    }
+
+    /// [`Log::sync_to`]; if this thread does the work for a group, it calls `synced` with the durable LSN before
+    /// the others of the group go on. `synced` must not append, sync, or wait for a thread that does.
+    ///
+    /// # Errors
+    /// As [`Log::sync_to`].
+    pub(crate) fn sync_to_and(&self, lsn: Lsn, synced: impl FnOnce(Lsn)) -> Result<()> {
+        self.shared.sync_to(lsn, synced)
     }
 
     /// Returns when everything up to `lsn` was handed to the operating system: it then survives the end of
@@ -224,7 +237,7 @@ impl Log {
     /// # Errors
     /// As [`Log::append`].
     pub fn close(&self) -> Result<()> {
-        self.shared.sync_to(self.last().lsn)?;
+        self.shared.sync_to(self.last().lsn, |_| ())?;
         self.shared.mark(true)
     }
 
@@ -305,6 +318,12 @@ impl Log {
     /// `Stopped` after a failed directory sync; `Io` when a file cannot be removed.
     pub fn release(&self, flushed: Lsn) -> Result<usize> {
         self.shared.release(flushed)
+    }
+
+    /// Counts since the log was opened.
+    #[must_use]
+    pub fn stats(&self) -> LogStats {
+        self.shared.counters.stats()
     }
 
     /// Bytes of log on disk and their number of segments, the one made ahead not counted.

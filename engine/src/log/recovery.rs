@@ -483,6 +483,7 @@ impl<'a> Walk<'a> {
             written: AtomicU64::new(end.0),
             pending_bytes: AtomicUsize::new(0),
             unsynced: Mutex::default(),
+            counters: super::stats::Counters::default(),
             stopped: OnceLock::new(),
         };
         Log { shared: Arc::new(shared) }

@@ -112,7 +112,7 @@ impl Shared {
         if lsn < committed && !planted(Bug::CutBelowCommit) {
             return Err(Error::BelowCommit { asked: lsn, committed });
         }
-        let lead = self.gate.acquire();
+        let lead = self.gate.acquire(&*self.env.clock);
         let done = self.cut_alone(lsn);
         self.gate.end(&lead, &*self.env.clock);
         done

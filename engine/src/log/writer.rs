@@ -242,7 +242,7 @@ impl Shared {
         if lock(&self.head).pending.is_empty() && self.durable.get() >= self.appended.get() {
             return Ok(Progress::Idle);
         }
-        let lead = self.gate.acquire();
+        let lead = self.gate.acquire(&*self.env.clock);
         let done = self.write_group(true);
         self.gate.end(&lead, &*self.env.clock);
         done.map(|()| Progress::Worked)
@@ -269,7 +269,9 @@ impl Shared {
         self.pending_bytes.load(Ordering::Relaxed)
     }
 
-    pub(super) fn sync_to(&self, lsn: Lsn) -> Result<()> {
+    /// `synced` is called by the thread that synced for its group, before the others of the group wake: what it
+    /// does for all of them they need not queue up to do each. It must not wait for the log.
+    pub(super) fn sync_to(&self, lsn: Lsn, synced: impl FnOnce(Lsn)) -> Result<()> {
         self.check_stopped()?;
         if self.durable.get() >= lsn {
             return Ok(());
@@ -282,6 +284,9 @@ impl Shared {
         let done = || self.durable.get() >= lsn || self.appended.get() < lsn || self.stopped.get().is_some();
         if let Some(lead) = self.gate.queue(&*self.env.clock, Gather::Yes, done) {
             let written = self.write_group(true);
+            if written.is_ok() {
+                synced(self.durable.get());
+            }
             self.gate.end(&lead, &*self.env.clock);
             written?;
         }
@@ -317,6 +322,7 @@ impl Shared {
             }
             let write = segment.file.write_all_at(&part.bytes, part.offset);
             write.map_err(|e| self.fatal_io("write", &segment.path, e))?;
+            self.counters.wrote(part.bytes.len());
             self.written.store(part.last.0, Ordering::Release);
             if unsynced.as_ref().is_none_or(|s| !Arc::ptr_eq(s, segment)) {
                 *unsynced = Some(Arc::clone(segment));
@@ -324,7 +330,10 @@ impl Shared {
         }
         if sync {
             if let Some(segment) = unsynced.take() {
+                let start = self.env.clock.monotonic();
                 segment.file.sync_data().map_err(|e| self.fatal_io("sync", &segment.path, e))?;
+                let took = self.env.clock.monotonic().saturating_sub(start);
+                self.counters.synced(last.0.saturating_sub(self.durable.get().0), took);
             }
             self.durable.raise(last);
         }

@@ -5,7 +5,8 @@
 //! applying above the commit LSN \[I2\], nor above what this disk holds durably, so that a table never
 //! contains a record that a crash could still take out of the log.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::Store;
@@ -34,11 +35,24 @@ impl Store {
     /// Raises the commit LSN; the applier follows. What is not in the log yet cannot be committed: another
     /// record may come to stand there.
     pub fn set_committed(&self, lsn: Lsn) {
-        // Shared with cuts: what is committed while a cut is judged would be cut unseen \[I8\].
-        let order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
+        let cutting = self.cutting.lock().unwrap_or_else(PoisonError::into_inner);
         self.committed.raise(lsn.min(self.log.last().lsn));
-        drop(order);
+        drop(cutting);
         self.wake_apply.wake();
+    }
+
+    /// Commits and applies what a group's sync has made durable, as far as that needs no waiting: who calls this
+    /// holds up the log. Whatever is left over its writers do.
+    pub(super) fn commit_group(&self, durable: Lsn) {
+        let Ok(cutting) = self.cutting.try_lock() else { return };
+        self.committed.raise(durable.min(self.log.last().lsn));
+        drop(cutting);
+        while let Ok(applier) = self.applier.try_lock() {
+            // An error comes again when a writer tries.
+            if !matches!(self.apply_piece(applier, self.may_apply()), Ok(Progress::Worked)) {
+                break;
+            }
+        }
     }
 
     /// How far the tree may go now.
@@ -79,21 +93,24 @@ impl Store {
     /// # Errors
     /// The log's and the tree's.
     pub fn apply_step(&self) -> Result<Progress> {
-        self.apply_piece(self.may_apply())
+        self.apply_piece(self.applier(), self.may_apply())
+    }
+
+    fn applier(&self) -> MutexGuard<'_, Applier> {
+        self.applier.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Applies everything up to `lsn`, durable or not, flushing when that is in the way.
     pub(super) fn apply_upto(&self, lsn: Lsn) -> Result<()> {
         while self.tree.applied().lsn < lsn {
-            if self.apply_piece(lsn)? == Progress::Idle {
+            if self.apply_piece(self.applier(), lsn)? == Progress::Idle {
                 self.tree.flush_step()?;
             }
         }
         Ok(())
     }
 
-    fn apply_piece(&self, upto: Lsn) -> Result<Progress> {
-        let mut applier = self.applier.lock().unwrap_or_else(PoisonError::into_inner);
+    fn apply_piece(&self, mut applier: MutexGuard<'_, Applier>, upto: Lsn) -> Result<Progress> {
         let applied = self.tree.applied().lsn;
         if applied >= upto || self.tree.needs_flush() {
             return Ok(Progress::Idle);
@@ -186,13 +203,15 @@ struct LogFlusher {
 
 impl Worker for LogFlusher {
     fn step(&mut self) -> Progress {
-        if self.store.log.buffered_bytes() == 0 {
-            self.waited = false;
-            return Progress::Idle;
-        }
-        self.waited = !self.waited;
-        if self.waited {
+        if !self.waited && self.store.log.buffered_bytes() > 0 {
+            self.waited = true;
             return Progress::Sleep(BUFFERED_FOR);
+        }
+        self.waited = false;
+        // From here on a writer wakes this thread again; what was appended before is written now.
+        self.store.flusher_awaited.store(false, Ordering::SeqCst);
+        if self.store.log.buffered_bytes() == 0 {
+            return Progress::Idle;
         }
         match self.store.log.write_to(self.store.log.appended().get()) {
             Ok(()) => Progress::Worked,

@@ -11,6 +11,7 @@ mod write;
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use apply::Workers;
@@ -56,11 +57,16 @@ pub struct Store {
     /// Held while conditions are judged and the LSN is given: the order of writes.
     order: Mutex<()>,
     applier: Mutex<apply::Applier>,
+    /// Held while the commit LSN is raised, and throughout a cut: what is committed while a cut is judged would
+    /// be cut unseen \[I8\].
+    cutting: Mutex<()>,
     evidence: Mutex<Evidence>,
     wake_log: Wake,
     wake_apply: Wake,
     wake_maintain: Wake,
     wake_flusher: Wake,
+    /// The flusher has been woken for buffered records and has not looked yet.
+    flusher_awaited: AtomicBool,
     // Last: released after everything above is dropped.
     _lock: Box<dyn LockGuard>,
 }
@@ -150,11 +156,13 @@ impl Store {
             committed: Watermark::new(committed),
             applied: Watermark::new(flushed.lsn),
             order: Mutex::new(()),
+            cutting: Mutex::new(()),
             evidence: Mutex::new(evidence),
             wake_log: Wake::new(),
             wake_apply: Wake::new(),
             wake_maintain: Wake::new(),
             wake_flusher: Wake::new(),
+            flusher_awaited: AtomicBool::new(false),
             env,
             log,
             tree,
@@ -316,6 +324,7 @@ impl Store {
     /// `BelowCommit` \[I8\]; any other error ends the store.
     pub fn truncate_above(&self, lsn: Lsn) -> Result<Option<crate::log::CutTail>> {
         let _order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
+        let _cutting = self.cutting.lock().unwrap_or_else(PoisonError::into_inner);
         let committed = self.committed.get().max(self.tree.applied().lsn);
         // Held across the cut: evidence of what is being cut must not be written meanwhile, nor
         // outlive it.

@@ -4,6 +4,7 @@
 //! replica while the order is held.
 
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 
 use super::{Durability, Store};
 use crate::batch::{self, Batch, Condition, Expect, Keyspace, Op};
@@ -42,8 +43,6 @@ impl Store {
     /// # Errors
     /// `ConditionFailed`, `Limit`, `DiskFull`: nothing was written. `Stopped`: the store is over.
     pub fn append(&self, epoch: Epoch, batch: &Batch, conditions: &[Condition]) -> Result<Position> {
-        let mut body = Vec::with_capacity(batch.encoded_len());
-        batch.encode(&mut body);
         let _order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
         let last = self.log.last();
         if epoch != last.epoch {
@@ -55,7 +54,7 @@ impl Store {
         if !conditions.is_empty() {
             self.check(conditions, now)?;
         }
-        let position = self.log.append(Kind::Batch, epoch, now, 0, 0, &body)?;
+        let position = self.log.append_with(Kind::Batch, epoch, now, 0, 0, |out| batch.encode(out))?;
         self.wake_log.wake();
         Ok(position)
     }
@@ -108,9 +107,11 @@ impl Store {
         let position = match durability {
             Durability::Synced => {
                 let position = self.append(self.log.last().epoch, batch, conditions)?;
-                self.log.sync_to(position.lsn)?;
-                self.set_committed(position.lsn);
-                self.apply_committed()?;
+                self.log.sync_to_and(position.lsn, |durable| self.commit_group(durable))?;
+                if self.applied.get() < position.lsn {
+                    self.set_committed(position.lsn);
+                    self.apply_committed()?;
+                }
                 position
             }
             Durability::Written => {
@@ -122,6 +123,8 @@ impl Store {
                 let position = self.append_visible(batch, conditions)?;
                 if self.log.buffered_bytes() >= BUFFERED_BYTES_MAX {
                     self.log.write_to(position.lsn)?;
+                } else if !self.flusher_awaited.swap(true, Ordering::SeqCst) {
+                    self.wake_flusher.wake();
                 }
                 position
             }
@@ -144,16 +147,12 @@ impl Store {
         }
         // Or a writer that has just synced could apply this record in between.
         let applier = self.applier.lock().unwrap_or_else(PoisonError::into_inner);
-        let buffered = self.log.buffered_bytes();
         let fill = |out: &mut Vec<u8>| batch.encode(out);
         let position = self.log.append_with(Kind::Batch, last.epoch, now, 0, 0, fill)?;
         self.committed.raise(position.lsn);
         let waits = self.tree.apply_batch(position, batch)?;
         self.applied.raise(position.lsn);
         drop(applier);
-        if buffered == 0 {
-            self.wake_flusher.wake();
-        }
         if waits {
             self.wake_maintain.wake();
         }

@@ -282,13 +282,13 @@ impl Tree {
     /// more, else memory grows beyond its bound.
     #[must_use]
     pub fn needs_flush(&self) -> bool {
-        self.version().frozen.len() >= self.options.frozen_memtables_max
+        self.published.with(|v| v.frozen.len()) >= self.options.frozen_memtables_max
     }
 
     /// True when a frozen memtable waits for its flush.
     #[must_use]
     pub fn has_frozen(&self) -> bool {
-        !self.version().frozen.is_empty()
+        self.published.with(|v| !v.frozen.is_empty())
     }
 
     /// Freezes the active memtable whatever its size; nothing happens when it is empty.

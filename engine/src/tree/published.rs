@@ -83,6 +83,11 @@ impl Published {
         self.version.load_full()
     }
 
+    /// Looks at the present version for a moment.
+    pub(super) fn with<R>(&self, look: impl FnOnce(&Version) -> R) -> R {
+        look(&self.version.load())
+    }
+
     /// Puts a changed copy in the present version's place.
     pub(super) fn change(&self, change: impl FnOnce(&mut Version)) {
         let _changing = lock(&self.changing);
