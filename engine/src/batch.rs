@@ -5,7 +5,7 @@
 //! delete). The position of an operation is its sub-index under the record's one LSN; the last
 //! operation on a key wins. Owns: building, checking limits, encode and decode. Never: LSNs, I/O.
 
-use crate::codec::{Cursor, Malformed, put_slice, put_varint};
+use crate::codec::{Cursor, Malformed, put_slice, put_varint, varint_len};
 use crate::limits::{BATCH_BYTES_MAX, BATCH_OPS_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX};
 use crate::lsn::{CommitTs, Lsn};
 use crate::value::Value;
@@ -171,11 +171,16 @@ impl Batch {
             return Err(LimitError::Value(value.data.len()));
         }
         self.check_room(key.len() + value.data.len() + value.metadata.len())?;
-        let mut envelope = Vec::with_capacity(value.data.len() + value.metadata.len() + 16);
-        value.encode(&mut envelope);
+        let envelope = value.encoded_len();
+        if self.ops.is_empty() {
+            // Most batches have one operation.
+            self.ops
+                .reserve_exact(2 + varint_len(key.len() as u64) + key.len() + varint_len(envelope as u64) + envelope);
+        }
         self.ops.extend_from_slice(&[TAG_PUT, keyspace.0]);
         put_slice(&mut self.ops, key);
-        put_slice(&mut self.ops, &envelope);
+        put_varint(&mut self.ops, envelope as u64);
+        value.encode(&mut self.ops);
         self.count += 1;
         Ok(self)
     }

@@ -5,7 +5,7 @@
 //! reserved and refused. Metadata is reserved for front doors that need per-key facts.
 //! Owns: encode and decode. Never: clocks; expiry is judged by commit timestamps only.
 
-use crate::codec::{Cursor, Malformed, put_slice};
+use crate::codec::{Cursor, Malformed, put_slice, varint_len};
 use crate::limits::{METADATA_BYTES_MAX, VALUE_BYTES_MAX};
 use crate::lsn::CommitTs;
 
@@ -28,6 +28,15 @@ impl<'a> Value<'a> {
     #[must_use]
     pub const fn plain(data: &'a [u8]) -> Self {
         Self { expiry: None, metadata: &[], data }
+    }
+
+    /// Length of the encoded form in bytes.
+    #[must_use]
+    pub const fn encoded_len(&self) -> usize {
+        let expiry = if self.expiry.is_some() { 8 } else { 0 };
+        let metadata =
+            if self.metadata.is_empty() { 0 } else { varint_len(self.metadata.len() as u64) + self.metadata.len() };
+        1 + expiry + metadata + self.data.len()
     }
 
     /// Appends the encoded form.

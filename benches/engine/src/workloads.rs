@@ -1,0 +1,378 @@
+//! The workloads, named as in RocksDB's db_bench and in YCSB.
+//!
+//! Owns: what each does, how it is timed, and that what is read is what was written. Never: engines' own
+//! ways.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use hdrhistogram::Histogram;
+
+use crate::Options;
+use crate::engines::{self, Engine};
+use crate::keys::{Random, Zipf, is_value, key, value};
+use crate::report::Line;
+
+pub const DEFAULT: &str = "fillseq,fillrandom,readrandom,readrandom-2,readmissing,seekrandom,scan,readwhilewriting,\
+overwrite,deleterandom,durable-1,durable-4,durable-16,durable-64";
+/// One operation of so many is timed, or the clock would be a good part of the fast ones.
+const SAMPLED: u64 = 16;
+/// Entries read by a seek, and at most by a scan of YCSB.
+const SEEK_ENTRIES: usize = 10;
+const SCAN_ENTRIES: u64 = 100;
+
+/// One engine's run through the workloads.
+struct Run<'a> {
+    options: &'a Options,
+    name: &'a str,
+    dir: &'a Path,
+    /// Bytes on disk of an entry after a sequential fill, settled.
+    settled_bytes: f64,
+    /// Calls of [`Run::threads`]: each has random numbers of its own.
+    calls: AtomicU64,
+}
+
+/// What the threads of a workload did.
+struct Timed {
+    ops: u64,
+    time: Duration,
+    latency: Histogram<u64>,
+}
+
+/// Runs the wanted workloads and prints a line of JSON each.
+pub fn run(options: &Options, name: &str) -> Result<()> {
+    std::fs::create_dir_all(&options.dir)?;
+    let scratch = tempfile::tempdir_in(&options.dir)?;
+    let mut run = Run { options, name, dir: scratch.path(), settled_bytes: 0.0, calls: AtomicU64::new(0) };
+    let wants = |w: &str| options.workloads.iter().any(|o| o == w);
+    if wants("fillseq") {
+        run.fill_in_order()?;
+    }
+    let own_store = |w: &&String| !w.starts_with("durable-") && *w != "fillseq";
+    if options.workloads.iter().any(|w| own_store(&w)) {
+        run.with_random_keys()?;
+    }
+    for workload in options.workloads.iter().filter(|w| w.starts_with("durable-")) {
+        run.durable(workload)?;
+    }
+    Ok(())
+}
+
+impl Run<'_> {
+    fn open(&self, part: &str) -> Result<Box<dyn Engine>> {
+        engines::open(self.name, &self.dir.join(part), self.options.cache_mib)
+    }
+
+    fn line(&self, engine: &dyn Engine, workload: &str, timed: &Timed) -> Line {
+        let seconds = timed.time.as_secs_f64();
+        let us = |q| timed.latency.value_at_quantile(q) as f64 / 1e3;
+        Line {
+            engine: self.name.to_owned(),
+            workload: workload.to_owned(),
+            round: self.options.round,
+            ops: timed.ops,
+            seconds,
+            ops_per_second: timed.ops as f64 / seconds,
+            p50_us: us(0.5),
+            p99_us: us(0.99),
+            p999_us: us(0.999),
+            durability: engine.durability().to_owned(),
+            keys: self.options.keys,
+            value_bytes: self.options.value_bytes,
+            rss_mib: rss_mib(),
+            ..Line::default()
+        }
+    }
+
+    fn print(line: &Line) -> Result<()> {
+        println!("{}", serde_json::to_string(line)?);
+        Ok(())
+    }
+
+    fn fill_in_order(&mut self) -> Result<()> {
+        let engine = self.open("seq")?;
+        let timed = self.threads(1, self.options.keys, |_, n, random, v| {
+            value(v, n, self.options.value_bytes, random);
+            engine.put(&key(n), v)
+        })?;
+        let mut line = self.line(&*engine, "fillseq", &timed);
+        engine.settle()?;
+        drop(engine);
+        line.disk_bytes = disk_bytes(&self.dir.join("seq"))?;
+        self.settled_bytes = line.disk_bytes as f64 / self.options.keys as f64;
+        std::fs::remove_dir_all(self.dir.join("seq"))?;
+        Self::print(&line)
+    }
+
+    /// The workloads on a store that was filled at random.
+    fn with_random_keys(&self) -> Result<()> {
+        let engine = self.open("random")?;
+        let (keys, bytes) = (self.options.keys, self.options.value_bytes);
+        let timed = self.threads(1, keys, |_, _, random, v| {
+            let n = random.below(keys);
+            value(v, n, bytes, random);
+            engine.put(&key(n), v)
+        })?;
+        let mut line = self.line(&*engine, "fillrandom", &timed);
+        engine.settle()?;
+        let present = engine.scan(b"", usize::MAX, &mut |_, _| ())? as u64;
+        line.disk_bytes = disk_bytes(&self.dir.join("random"))?;
+        if self.settled_bytes > 0.0 {
+            line.space_amplification = line.disk_bytes as f64 / (self.settled_bytes * present as f64);
+        }
+        if self.options.workloads.iter().any(|w| w == "fillrandom") {
+            Self::print(&line)?;
+        }
+        for workload in &self.options.workloads {
+            let line = match workload.as_str() {
+                "fillseq" | "fillrandom" => continue,
+                w if w.starts_with("durable-") => continue,
+                "sustained" => self.sustained(&*engine)?,
+                w if w.starts_with("ycsb-") => self.line(&*engine, w, &self.ycsb(&*engine, w)?),
+                w => self.line(&*engine, w, &self.on_random_keys(&*engine, w, present)?),
+            };
+            Self::print(&line)?;
+        }
+        Ok(())
+    }
+
+    fn on_random_keys(&self, engine: &dyn Engine, workload: &str, present: u64) -> Result<Timed> {
+        let (keys, bytes) = (self.options.keys, self.options.value_bytes);
+        let found = AtomicU64::new(0);
+        let read = |random: &mut Random| {
+            let (n, mut whole) = (random.below(keys), true);
+            let is_there = engine.get(&key(n), &mut |v| whole = is_value(v, n, bytes))?;
+            ensure!(whole, "key {n} has a value of another key");
+            found.fetch_add(u64::from(is_there), Ordering::Relaxed);
+            Ok(())
+        };
+        let write = |random: &mut Random, v: &mut Vec<u8>| {
+            let n = random.below(keys);
+            value(v, n, bytes, random);
+            engine.put(&key(n), v)
+        };
+        let timed = match workload {
+            "readrandom" => self.threads(1, keys, |_, _, random, _| read(random))?,
+            "readrandom-2" => self.threads(2, keys, |_, _, random, _| read(random))?,
+            "readmissing" => self.threads(1, keys, |_, _, random, _| {
+                let mut absent = key(random.below(keys)).to_vec();
+                absent.push(b'!');
+                ensure!(!engine.get(&absent, &mut |_| ())?, "a key that was never written is there");
+                Ok(())
+            })?,
+            "seekrandom" => self.threads(1, keys / 10, |_, _, random, _| {
+                let mut shown = 0;
+                engine.scan(&key(random.below(keys)), SEEK_ENTRIES, &mut |_, v| shown += v.len())?;
+                Ok(())
+            })?,
+            "scan" => self.scan(engine, present)?,
+            "readwhilewriting" => self.while_writing(keys, read, write)?,
+            "overwrite" => self.threads(1, keys, |_, _, random, v| write(random, v))?,
+            "deleterandom" => self.threads(1, keys / 3, |_, _, random, _| engine.delete(&key(random.below(keys))))?,
+            _ => anyhow::bail!("no workload {workload}"),
+        };
+        if workload.starts_with("readrandom") {
+            // A share of 1 - 1/e of all keys was written.
+            let share = found.load(Ordering::Relaxed) as f64 / timed.ops as f64;
+            let there = present as f64 / keys as f64;
+            ensure!((share - there).abs() < 0.02, "{share} of the reads found a value, {there} of the keys have one");
+        }
+        Ok(timed)
+    }
+
+    fn scan(&self, engine: &dyn Engine, present: u64) -> Result<Timed> {
+        let (start, mut bytes, mut latency) = (Instant::now(), 0u64, Histogram::new(3)?);
+        let count = engine.scan(b"", usize::MAX, &mut |k, v| bytes += (k.len() + v.len()) as u64)? as u64;
+        let time = start.elapsed();
+        ensure!(count == present && bytes >= count * self.options.value_bytes as u64, "the scan missed something");
+        latency.record(time.as_nanos() as u64 / count.max(1))?;
+        Ok(Timed { ops: count, time, latency })
+    }
+
+    /// One thread reads, timed, while another writes as fast as it can.
+    fn while_writing(
+        &self,
+        reads: u64,
+        read: impl Fn(&mut Random) -> Result<()> + Sync,
+        write: impl Fn(&mut Random, &mut Vec<u8>) -> Result<()> + Sync,
+    ) -> Result<Timed> {
+        let over = AtomicBool::new(false);
+        std::thread::scope(|s| {
+            let writer = s.spawn(|| {
+                let (mut random, mut v) = (Random::new(self.options.seed, 99), Vec::new());
+                while !over.load(Ordering::Relaxed) {
+                    write(&mut random, &mut v)?;
+                }
+                Ok(())
+            });
+            let timed = self.threads(1, reads, |_, _, random, _| read(random));
+            over.store(true, Ordering::Relaxed);
+            writer.join().unwrap_or_else(|_| Err(anyhow::anyhow!("the writer panicked")))?;
+            timed
+        })
+    }
+
+    /// Workloads A to F of YCSB, on keys with Zipf's distribution.
+    fn ycsb(&self, engine: &dyn Engine, workload: &str) -> Result<Timed> {
+        let (keys, bytes) = (self.options.keys, self.options.value_bytes);
+        let (reads, scans) = match workload {
+            "ycsb-a" | "ycsb-f" => (0.5, false),
+            "ycsb-b" | "ycsb-d" => (0.95, false),
+            "ycsb-c" => (1.0, false),
+            "ycsb-e" => (0.95, true),
+            _ => anyhow::bail!("no workload {workload}"),
+        };
+        let (zipf, newest) = (Zipf::new(keys), AtomicU64::new(keys));
+        let ops = if scans { keys / 10 } else { keys };
+        self.threads(2, ops, |_, _, random, v| {
+            // D reads what was written last.
+            let latest = workload == "ycsb-d";
+            let n = if latest {
+                newest.load(Ordering::Relaxed).saturating_sub(1 + random.below(1000))
+            } else {
+                zipf.next(random)
+            };
+            if random.unit() < reads {
+                if scans {
+                    let entries = 1 + random.below(SCAN_ENTRIES) as usize;
+                    return engine.scan(&key(n), entries, &mut |_, _| ()).map(drop);
+                }
+                return engine.get(&key(n), &mut |_| ()).map(drop);
+            }
+            let n = if latest || scans { newest.fetch_add(1, Ordering::Relaxed) } else { n };
+            if workload == "ycsb-f" {
+                engine.get(&key(n), &mut |_| ())?;
+            }
+            value(v, n, bytes, random);
+            engine.put(&key(n), v)
+        })
+    }
+
+    /// Overwrites for a time, and looks at each second.
+    fn sustained(&self, engine: &dyn Engine) -> Result<Line> {
+        let (keys, bytes) = (self.options.keys, self.options.value_bytes);
+        let (mut random, mut v) = (Random::new(self.options.seed, 5), Vec::new());
+        let (mut latency, mut seconds, mut count) = (Histogram::<u64>::new(3)?, Vec::new(), 0u64);
+        let start = Instant::now();
+        let (mut before, mut second) = (start, 0u64);
+        while seconds.len() < self.options.seconds as usize {
+            let n = random.below(keys);
+            value(&mut v, n, bytes, &mut random);
+            engine.put(&key(n), &v)?;
+            count += 1;
+            second += 1;
+            let now = Instant::now();
+            latency.record((now - before).as_nanos() as u64)?;
+            before = now;
+            // A stall of several seconds counts as that many seconds with next to nothing.
+            while now.duration_since(start).as_secs() > seconds.len() as u64 {
+                seconds.push(std::mem::take(&mut second));
+            }
+        }
+        let timed = Timed { ops: count, time: start.elapsed(), latency };
+        let mut line = self.line(engine, "sustained", &timed);
+        seconds.sort_unstable();
+        let median = seconds.get(seconds.len() / 2).copied().unwrap_or_default();
+        line.worst_second = seconds.first().copied().unwrap_or_default() as f64 / median.max(1) as f64;
+        line.disk_bytes = disk_bytes(&self.dir.join("random"))?;
+        Ok(line)
+    }
+
+    fn durable(&self, workload: &str) -> Result<()> {
+        let threads: u64 = workload.trim_start_matches("durable-").parse()?;
+        let engine = self.open(workload)?;
+        let (keys, bytes) = (self.options.keys, self.options.value_bytes);
+        let end = Instant::now() + Duration::from_secs(self.options.seconds);
+        let timed = self.threads(threads, u64::MAX, |_, n, random, v| {
+            if Instant::now() >= end {
+                return Err(Over.into());
+            }
+            let n = (n ^ random.next()) % keys;
+            value(v, n, bytes, random);
+            engine.put_synced(&key(n), v)
+        })?;
+        Self::print(&self.line(&*engine, workload, &timed))?;
+        drop(engine);
+        Ok(std::fs::remove_dir_all(self.dir.join(workload))?)
+    }
+
+    /// Calls `op` so often in all, from several threads, each with its number, a running number, random numbers
+    /// and memory of its own.
+    fn threads(
+        &self,
+        threads: u64,
+        ops: u64,
+        op: impl Fn(u64, u64, &mut Random, &mut Vec<u8>) -> Result<()> + Sync,
+    ) -> Result<Timed> {
+        let call = self.calls.fetch_add(1, Ordering::Relaxed);
+        let start = Instant::now();
+        let one = |thread: u64| -> Result<(u64, Histogram<u64>)> {
+            let (mut random, mut v) = (Random::new(self.options.seed, call << 32 | thread), Vec::new());
+            let (mut latency, mut done) = (Histogram::new(3)?, 0);
+            while done < ops / threads {
+                let sampled = (done % SAMPLED == 0).then(Instant::now);
+                match op(thread, done, &mut random, &mut v) {
+                    Err(e) if e.is::<Over>() => break,
+                    other => other?,
+                }
+                if let Some(at) = sampled {
+                    latency.record(at.elapsed().as_nanos() as u64)?;
+                }
+                done += 1;
+            }
+            Ok((done, latency))
+        };
+        let results: Vec<Result<_>> = std::thread::scope(|s| {
+            let running: Vec<_> = (0..threads).map(|t| s.spawn(move || one(t))).collect();
+            let panicked = || Err(anyhow::anyhow!("a thread panicked"));
+            running.into_iter().map(|t| t.join().unwrap_or_else(|_| panicked())).collect()
+        });
+        let (time, mut ops, mut latency) = (start.elapsed(), 0, Histogram::new(3)?);
+        for result in results {
+            let (done, of_thread) = result?;
+            ops += done;
+            latency.add(of_thread)?;
+        }
+        Ok(Timed { ops, time, latency })
+    }
+}
+
+/// The time of a workload is over.
+#[derive(Debug)]
+struct Over;
+
+impl std::fmt::Display for Over {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the time is over")
+    }
+}
+
+impl std::error::Error for Over {}
+
+/// Bytes that a directory's files take.
+fn disk_bytes(dir: &Path) -> Result<u64> {
+    let mut all = 0;
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let of = entry.metadata()?;
+        // Logs count neither here nor there: they are made ahead in pieces of very different size.
+        let log = ["log", "jnl", "wal"].iter().any(|e| entry.path().extension().is_some_and(|x| x == *e));
+        all += if of.is_dir() {
+            disk_bytes(&entry.path())?
+        } else if log {
+            0
+        } else {
+            of.len()
+        };
+    }
+    Ok(all)
+}
+
+/// The most memory this process has used, in MiB; 0 where the system does not say.
+fn rss_mib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+    line.and_then(|l| l.trim().trim_end_matches(" kB").trim().parse::<u64>().ok()).unwrap_or_default() >> 10
+}
