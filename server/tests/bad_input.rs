@@ -294,7 +294,8 @@ fn a_disk_too_small_to_begin_on_is_named() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_disk_that_fills_up_refuses_writes_whole_and_takes_them_again_when_there_is_room() {
     let scratch = Scratch::new();
-    let mut node = Node::new(&scratch, 1, &SMALL);
+    // A memtable larger than the disk: flushed and packed, these values would leave room for ever.
+    let mut node = Node::new(&scratch, 1, &[SMALL[0], SMALL[1], "--set", "storage.memtable_bytes=256MiB"]);
     // The segments that the node makes at once, and a ballast as large as two more.
     let Some(under) = own_disk(&node.data, "96m") else { return };
     node.under = under;

@@ -1,10 +1,11 @@
 //! LMDB: a memory-mapped copy-on-write B-tree. It has no cache of its own but the operating system's.
 
+use std::ops::Bound;
 use std::path::Path;
 
 use anyhow::Result;
 use heed::types::Bytes;
-use heed::{Database, Env, EnvFlags, EnvOpenOptions};
+use heed::{CommitOrAbort, Database, Env, EnvFlags, EnvOpenOptions};
 
 use super::Engine;
 
@@ -13,7 +14,7 @@ const MAP_BYTES: usize = 64 << 30;
 
 pub struct Lmdb {
     env: Env,
-    keys: Database<Bytes, Bytes>,
+    keys: Database<'static, Bytes, Bytes>,
 }
 
 impl Lmdb {
@@ -24,9 +25,10 @@ impl Lmdb {
         // SAFETY: the directory is this process's own, and no other opens it; without sync a crash of the
         // machine may lose the store, which is made anew for each run.
         let env = unsafe { options.flags(EnvFlags::NO_SYNC).open(dir)? };
-        let mut write = env.write_txn()?;
-        let keys = env.create_database(&mut write, None)?;
-        write.commit()?;
+        let made = env.create_databases_and_commit(env.write_txn()?, |opener, write| {
+            opener.create_database(write, None).map(CommitOrAbort::<_, ()>::Commit)
+        })?;
+        let keys = made.unwrap_commit();
         Ok(Self { env, keys })
     }
 }
@@ -64,8 +66,10 @@ impl Engine for Lmdb {
 
     fn scan(&self, from: &[u8], limit: usize, see: &mut dyn FnMut(&[u8], &[u8])) -> Result<usize> {
         let read = self.env.read_txn()?;
+        // It has no empty keys, not even as a bound.
+        let low = if from.is_empty() { Bound::Unbounded } else { Bound::Included(from) };
         let mut count = 0;
-        for entry in self.keys.range(&read, &(from..))?.take(limit) {
+        for entry in self.keys.range(&read, &(low, Bound::Unbounded))?.take(limit) {
             let (key, value) = entry?;
             see(key, value);
             count += 1;
