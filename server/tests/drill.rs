@@ -32,11 +32,13 @@ fn passes(args: &[&str]) {
     assert_eq!(report["schema"], 1);
 }
 
-fn fails(args: &[&str], why: &str) {
+/// The drill fails, for one of these reasons.
+fn fails(args: &[&str], why: &[&str]) {
     let (code, report) = drill(args);
     let run = &report["runs"][0];
     assert_eq!((code, run["verdict"].as_str()), (4, Some("fail")), "{run:#}");
-    assert!(run["reasons"].to_string().contains(why), "{run:#}");
+    let reasons = run["reasons"].to_string();
+    assert!(why.iter().any(|why| reasons.contains(why)), "{run:#}");
 }
 
 #[test]
@@ -57,15 +59,17 @@ fn a_lost_region_comes_back_from_the_bucket() {
 
 #[test]
 fn a_lost_acknowledged_write_fails_the_drill() {
-    fails(&["primary-crash", "--sabotage", "lose-acked"], "acknowledged writes are lost");
+    fails(&["primary-crash", "--sabotage", "lose-acked"], &["acknowledged writes are lost"]);
 }
 
 #[test]
 fn a_key_that_nobody_wrote_fails_the_drill() {
-    fails(&["fat-finger", "--sabotage", "skip-ledger-writes"], "nobody wrote");
+    fails(&["fat-finger", "--sabotage", "skip-ledger-writes"], &["nobody wrote"]);
 }
 
 #[test]
 fn a_hole_in_the_archive_fails_the_drill() {
-    fails(&["region-loss", "--sabotage", "drop-archive-object"], "the archive lacks");
+    // Where the object that was removed is the newest one, there is no hole but an archive that ends too early.
+    let reasons = ["the archive lacks", "was archived before the fault, the restore landed at"];
+    fails(&["region-loss", "--sabotage", "drop-archive-object"], &reasons);
 }
