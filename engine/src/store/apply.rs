@@ -151,12 +151,33 @@ impl Store {
             self.wake_apply.wake();
             return Ok(Progress::Worked);
         }
-        if self.log.prepare_step()? == Progress::Worked || self.tree.compact_step()? == Progress::Worked {
+        if self.log.prepare_step()? == Progress::Worked || self.compact()? == Progress::Worked {
             return Ok(Progress::Worked);
         }
         self.log.release(self.tree.flushed().lsn)?;
         self.save_evidence()?;
         Ok(Progress::Idle)
+    }
+
+    /// Compacts until a table turns out to be damaged: what can be read of it must be read where it is.
+    fn compact(&self) -> Result<Progress> {
+        if self.damage.get().is_some() {
+            return Ok(Progress::Idle);
+        }
+        match self.tree.compact_step() {
+            Err(e @ Error::Corruption { .. }) => {
+                let _ = self.damage.set(e.to_string());
+                Ok(Progress::Idle)
+            }
+            other => other,
+        }
+    }
+
+    /// What compaction found to be damaged. It has stopped then: reads that need the damaged part fail, all
+    /// others and all writes go on, while tables pile up.
+    #[must_use]
+    pub fn damage(&self) -> Option<&str> {
+        self.damage.get().map(String::as_str)
     }
 
     /// Starts the workers of a node on named threads. Dropping the result stops and joins them.

@@ -12,7 +12,7 @@ mod write;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 pub use apply::Workers;
 pub use identity::Identity;
@@ -61,6 +61,7 @@ pub struct Store {
     /// be cut unseen \[I8\].
     cutting: Mutex<()>,
     evidence: Mutex<Evidence>,
+    damage: OnceLock<String>,
     wake_log: Wake,
     wake_apply: Wake,
     wake_maintain: Wake,
@@ -158,6 +159,7 @@ impl Store {
             order: Mutex::new(()),
             cutting: Mutex::new(()),
             evidence: Mutex::new(evidence),
+            damage: OnceLock::new(),
             wake_log: Wake::new(),
             wake_apply: Wake::new(),
             wake_maintain: Wake::new(),

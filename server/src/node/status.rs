@@ -52,6 +52,10 @@ pub fn report(service: &Service, archive: &Archive, peers: &BTreeMap<u64, String
         out.applied_lsn = store.applied().get().0;
         out.archived_lsn = service.archived().get().0;
         unarchived = oldest_unarchived(store, service.archived().get(), failing);
+        if let Some(damage) = store.damage().filter(|_| out.trouble.is_empty()) {
+            out.trouble =
+                format!("compaction has stopped: {damage}; let this node be seeded anew, into an empty directory");
+        }
         let tree = store.tree().stats();
         out.storage = Some(v1::StorageStatus {
             log_bytes: store.log().disk_usage().0,
