@@ -177,7 +177,7 @@ impl Run<'_> {
             // A share of 1 - 1/e of all keys was written.
             let share = found.load(Ordering::Relaxed) as f64 / timed.ops as f64;
             let there = present as f64 / keys as f64;
-            ensure!((share - there).abs() < 0.02, "{share} of the reads found a value, {there} of the keys have one");
+            ensure!((share - there).abs() < 0.05, "{share} of the reads found a value, {there} of the keys have one");
         }
         Ok(timed)
     }
