@@ -95,6 +95,14 @@ impl Error {
             _ => Self::new(class, "TIMEOUT", "no answer in time"),
         }
     }
+
+    /// Where the last attempt says only that no answer came, the refusal before it says why.
+    pub(crate) fn after(mut self, earlier: Option<&Self>) -> Self {
+        if let (Some(e), "TIMEOUT") = (earlier, self.code.as_str()) {
+            self.message = format!("{}; the attempt before was refused: {}", self.message, e.message);
+        }
+        self
+    }
 }
 
 /// Whether the call failed before anything was sent: no connection came about, or it closed while the call

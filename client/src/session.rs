@@ -228,9 +228,12 @@ impl Client {
         let end = Instant::now() + self.inner.timeout;
         self.inner.budget.earn();
         let mut last: Option<Error> = None;
+        let mut longest = Duration::ZERO;
         for n in 1.. {
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            let begun = Instant::now();
+            let left = end.saturating_duration_since(begun);
+            // An attempt cut short would turn a certain "not executed" into "perhaps executed".
+            if left <= longest * 2 {
                 return Err(Error::timeout(writes, last.as_ref()));
             }
             let endpoint = self.route().primary.clone();
@@ -239,12 +242,13 @@ impl Client {
             let status = match tokio::time::timeout(left, call(attempt)).await {
                 Ok(Ok(done)) => return Ok(done),
                 Ok(Err(status)) => status,
-                Err(_) => return Err(Error::timeout(writes, None)),
+                Err(_) => return Err(Error::timeout(writes, None).after(last.as_ref())),
             };
             let error = Error::from_status(&endpoint, &status, writes);
             if error.class() != ErrorClass::NotExecuted {
-                return Err(error);
+                return Err(error.after(last.as_ref()));
             }
+            longest = longest.max(begun.elapsed());
             let hint = error.hint().map(|(addr, epoch)| (addr.to_owned(), epoch));
             let redirected = hint.as_ref().is_some_and(|(addr, _)| plain(addr) != endpoint);
             if let Some((addr, epoch)) = hint {

@@ -28,6 +28,8 @@ enum Act {
     Refuse(String, u64),
     /// Refuses with NOT_READY.
     NotReady,
+    /// Refuses a write with NOT_READY, after as many milliseconds.
+    Late(u64),
     /// Takes the call and never answers.
     Hang,
 }
@@ -56,7 +58,7 @@ impl Script {
             Act::Serve => Ok(true),
             Act::Hang => Ok(false),
             Act::Refuse(primary, epoch) => Err(refuse("NOT_PRIMARY", primary, epoch)),
-            Act::NotReady => Err(refuse("NOT_READY", String::new(), 0)),
+            Act::NotReady | Act::Late(_) => Err(refuse("NOT_READY", String::new(), 0)),
         }
     }
 }
@@ -72,6 +74,8 @@ impl Kv for Door {
     async fn write(&self, _: Request<v1::WriteRequest>) -> Result<Response<v1::WriteResponse>, Status> {
         let n = self.0.writes.fetch_add(1, SeqCst) + 1;
         self.0.arrived.notify_one();
+        let late = if let Act::Late(ms) = *self.0.act.lock().unwrap() { ms } else { 0 };
+        tokio::time::sleep(Duration::from_millis(late)).await;
         if !self.0.act()? {
             std::future::pending::<()>().await;
         }
@@ -294,6 +298,23 @@ async fn a_deadline_bounds_every_call() {
     let begun = Instant::now();
     assert_eq!(many.get_with("k", stale).await.unwrap_err().code(), "TIMEOUT");
     assert!(begun.elapsed() < Duration::from_millis(900), "one deadline for all nodes: {:?}", begun.elapsed());
+}
+
+/// A last attempt that the deadline cuts off could have been executed: better none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_refused_slowly_ends_as_not_executed() {
+    let fake = Fake::start("primary", 1, Act::Late(200));
+    let e = client(&[&fake.addr], 500).put("k", "v").await.unwrap_err();
+    assert_eq!((e.class(), e.code()), (ErrorClass::NotExecuted, "NOT_READY"), "{e}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_that_hangs_after_a_refusal_says_what_the_refusal_was() {
+    let fake = Fake::start("primary", 1, Act::Hang);
+    fake.script.first.lock().unwrap().push(Act::NotReady);
+    let e = client(&[&fake.addr], 500).put("k", "v").await.unwrap_err();
+    assert_eq!((e.class(), e.code()), (ErrorClass::Indeterminate, "TIMEOUT"), "{e}");
+    assert!(e.to_string().contains("the attempt before was refused: refused"), "{e}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -308,7 +308,7 @@ async fn a_disk_that_fills_up_refuses_writes_whole_and_takes_them_again_when_the
     fs::write(&file, &value).unwrap();
     let write = |key: &str| {
         // The client asks a full disk again until its time is over.
-        let args = ["put", key, "-", "--timeout", "500ms", "--endpoints", &node.client];
+        let args = ["put", key, "-", "--timeout", "3s", "--endpoints", &node.client];
         Command::new(BINARY).args(args).stdin(fs::File::open(&file).unwrap()).output().unwrap()
     };
     assert!(write("first").status.success());
