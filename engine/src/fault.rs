@@ -29,6 +29,10 @@ pub enum Bug {
     RestoreStopsEarly,
     /// Leave the old bytes behind a cut in place.
     SkipZeroAfterCut,
+    /// Drop a delete while an older version of its key stands further below.
+    DropHidingDeletes,
+    /// Leave one entry out of a compaction's output.
+    LoseInCompaction,
 }
 
 #[cfg(feature = "sim")]

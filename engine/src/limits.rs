@@ -49,6 +49,9 @@ pub struct Options {
     pub table_bytes: u64,
     /// Tables in level 0 that trigger a compaction.
     pub level0_tables: usize,
+    /// While the deepest level has at most so many bytes, level 0 is merged right into it; a larger one gets levels
+    /// above it, each a tenth of the next.
+    pub level_base_bytes: u64,
     /// Memory of the whole store, in bytes: memtables, log tail, indexes and filters of tables take what they
     /// need, the block cache has the rest, at least an eighth. See [`Options::with_memory_limit`].
     pub memory_limit: u64,
@@ -61,6 +64,9 @@ const MEMTABLE_PART: u64 = 12;
 /// Of the memory limit, this part is the log's tail.
 const TAIL_PART: u64 = 24;
 const MEMORY_LIMIT: u64 = 256 << 20;
+const LEVEL0_TABLES: usize = 4;
+/// A merge of level 0 rewrites at most so many times its own size below.
+const BASE_FLUSHES: u64 = 5;
 
 impl Default for Options {
     fn default() -> Self {
@@ -82,7 +88,8 @@ impl Options {
             frozen_memtables_max: 3,
             block_bytes: 4 << 10,
             table_bytes: 32 << 20,
-            level0_tables: 4,
+            level0_tables: LEVEL0_TABLES,
+            level_base_bytes: BASE_FLUSHES * LEVEL0_TABLES as u64 * part(MEMTABLE_PART, 1 << 20, 128 << 20) as u64,
             memory_limit,
             history_window_us: 600 * 1_000_000,
         }
@@ -112,6 +119,7 @@ impl Options {
             block_bytes: 256,
             table_bytes: 4 << 10,
             level0_tables: 2,
+            level_base_bytes: 12 << 10,
             memory_limit: 96 << 10,
             history_window_us: 1_000,
         }

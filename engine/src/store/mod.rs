@@ -7,15 +7,17 @@
 mod apply;
 mod evidence;
 mod identity;
+mod maintain;
+mod workers;
 mod write;
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-pub use apply::Workers;
 pub use identity::Identity;
+pub use workers::Workers;
 pub use write::Written;
 
 use crate::batch::Keyspace;
@@ -61,10 +63,10 @@ pub struct Store {
     /// be cut unseen \[I8\].
     cutting: Mutex<()>,
     evidence: Mutex<Evidence>,
-    damage: OnceLock<String>,
     wake_log: Wake,
     wake_apply: Wake,
-    wake_maintain: Wake,
+    wake_flush: Wake,
+    wake_compaction: Wake,
     wake_flusher: Wake,
     /// The flusher has been woken for buffered records and has not looked yet.
     flusher_awaited: AtomicBool,
@@ -159,10 +161,10 @@ impl Store {
             order: Mutex::new(()),
             cutting: Mutex::new(()),
             evidence: Mutex::new(evidence),
-            damage: OnceLock::new(),
             wake_log: Wake::new(),
             wake_apply: Wake::new(),
-            wake_maintain: Wake::new(),
+            wake_flush: Wake::new(),
+            wake_compaction: Wake::new(),
             wake_flusher: Wake::new(),
             flusher_awaited: AtomicBool::new(false),
             env,

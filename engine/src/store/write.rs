@@ -154,7 +154,7 @@ impl Store {
         self.applied.raise(position.lsn);
         drop(applier);
         if waits {
-            self.wake_maintain.wake();
+            self.wake_flush.wake();
         }
         Ok(position)
     }

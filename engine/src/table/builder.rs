@@ -17,6 +17,7 @@ use super::block_builder::BlockBuilder;
 use super::filter::{Filter, key_hash};
 use super::format::{BlockKind, Footer, Origin, Place, Properties, encode_ranges, put_block, section_parts};
 use super::index::IndexBuilder;
+use super::superseded::Superseded;
 use super::times::Times;
 use super::{EntryRef, RangeDelete, TableFile, table_name};
 
@@ -51,6 +52,7 @@ pub(crate) struct TableBuilder {
     block: BlockBuilder,
     raw: Vec<u8>,
     packed: Vec<u8>,
+    scratch: Vec<u8>,
     index: IndexBuilder,
     hashes: Vec<u64>,
     last_key: Vec<u8>,
@@ -76,6 +78,7 @@ impl TableBuilder {
             block: BlockBuilder::default(),
             raw: Vec::new(),
             packed: Vec::new(),
+            scratch: Vec::new(),
             index: IndexBuilder::default(),
             hashes: Vec::new(),
             last_key: Vec::new(),
@@ -120,6 +123,16 @@ impl TableBuilder {
         Ok(())
     }
 
+    /// Adds a version to a history table: reads at `by` and above do not see it.
+    pub(crate) fn add_superseded(&mut self, entry: EntryRef<'_>, by: Lsn) -> Result<()> {
+        let mut value = std::mem::take(&mut self.scratch);
+        value.clear();
+        Superseded::encode(&mut value, by, entry.value);
+        let added = self.add(EntryRef { value: Some(&value), ..entry });
+        self.scratch = value;
+        added
+    }
+
     /// The key added last.
     pub(crate) fn last_key(&self) -> &[u8] {
         &self.last_key
@@ -129,7 +142,15 @@ impl TableBuilder {
         let p = &mut self.properties;
         p.entries += 1;
         match entry.value {
-            Some(envelope) => p.expiring += u64::from(Value::decode(envelope).is_ok_and(|v| v.expiry.is_some())),
+            Some(bytes) if p.origin == Origin::History => {
+                p.superseded = Superseded::decode(bytes).map_or(p.superseded, |s| p.superseded.max(s.by));
+            }
+            Some(envelope) => {
+                if let Some(CommitTs(at)) = Value::decode(envelope).ok().and_then(|v| v.expiry) {
+                    p.expiry = if p.expiring == 0 { (at, at) } else { (p.expiry.0.min(at), p.expiry.1.max(at)) };
+                    p.expiring += 1;
+                }
+            }
             None => p.deletes += 1,
         }
         self.cover_lsn(entry.lsn);

@@ -21,7 +21,7 @@ use super::RangeDelete;
 use super::block::INTERNAL_KEY_MAX;
 
 /// Format version this program writes and the newest it reads.
-pub(crate) const VERSION: u32 = 2;
+pub(crate) const VERSION: u32 = 3;
 const MAGIC: u64 = u64::from_le_bytes(*b"MSTABLE\x01");
 /// Bytes in front of a block's stored bytes.
 pub(super) const FRAME_BYTES: usize = 20;
@@ -153,6 +153,8 @@ pub(crate) enum Origin {
     #[default]
     Flush = 1,
     Compaction = 2,
+    /// Versions that newer ones superseded, by a flush or a compaction; see `superseded`.
+    History = 3,
 }
 
 /// Facts about the whole file.
@@ -176,6 +178,10 @@ pub(crate) struct Properties {
     /// First and last LSN, and timestamps, of the times section; zero when it is empty.
     pub(crate) first_time: (Lsn, CommitTs),
     pub(crate) last_time: (Lsn, CommitTs),
+    /// Earliest and latest expiry of the entries that have one, in microseconds of commit time; zero without.
+    pub(crate) expiry: (u64, u64),
+    /// Of a history table, the highest superseding LSN; zero otherwise.
+    pub(crate) superseded: Lsn,
     pub(super) ranges: Place,
     pub(super) times: Place,
     pub(super) filter: Place,
@@ -196,6 +202,9 @@ impl Properties {
             put_varint(&mut out, lsn.0);
             put_varint(&mut out, ts.0);
         }
+        for n in [self.expiry.0, self.expiry.1, self.superseded.0] {
+            put_varint(&mut out, n);
+        }
         for place in [self.ranges, self.times, self.filter, self.index] {
             place.encode(&mut out);
         }
@@ -207,6 +216,7 @@ impl Properties {
         let origin = match c.u8()? {
             1 => Origin::Flush,
             2 => Origin::Compaction,
+            3 => Origin::History,
             _ => return Err(Malformed("table origin of a newer format")),
         };
         let out = Self {
@@ -224,6 +234,8 @@ impl Properties {
             max_ts: CommitTs(c.varint()?),
             first_time: (Lsn(c.varint()?), CommitTs(c.varint()?)),
             last_time: (Lsn(c.varint()?), CommitTs(c.varint()?)),
+            expiry: (c.varint()?, c.varint()?),
+            superseded: Lsn(c.varint()?),
             ranges: Place::decode(&mut c)?,
             times: Place::decode(&mut c)?,
             filter: Place::decode(&mut c)?,

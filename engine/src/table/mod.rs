@@ -19,9 +19,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::batch::Keyspace;
+use crate::codec::Malformed;
 use crate::lsn::Lsn;
 
 use block::Block;
+use superseded::Superseded;
 
 pub(crate) mod block;
 mod block_builder;
@@ -32,6 +34,7 @@ pub(crate) mod filter;
 pub(crate) mod format;
 mod index;
 pub(crate) mod reader;
+pub(crate) mod superseded;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -101,6 +104,18 @@ impl Hit {
         Self { lsn, value: value.map_or(HitValue::Deleted, |at| HitValue::InBlock(block, at)) }
     }
 
+    /// Out of a history table: the version, if reads at `lsn` see it.
+    fn not_superseded(mut self, lsn: Lsn) -> Result<Option<Self>, Malformed> {
+        let Some(bytes) = self.value() else { return Err(Malformed("superseded version without a value")) };
+        let s = Superseded::decode(bytes)?;
+        self.value = match self.value {
+            HitValue::InBlock(block, at) if s.put => HitValue::InBlock(block, at.start + s.envelope_at..at.end),
+            HitValue::Copied(bytes) if s.put => HitValue::Copied(bytes.get(s.envelope_at..).unwrap_or_default().into()),
+            _ => HitValue::Deleted,
+        };
+        Ok((s.by > lsn).then_some(self))
+    }
+
     /// The envelope of a put; `None` for a delete.
     pub(crate) fn value(&self) -> Option<&[u8]> {
         match &self.value {
@@ -121,6 +136,7 @@ pub(crate) struct RangeDelete {
 }
 
 impl RangeDelete {
+    #[cfg(test)]
     pub(crate) fn contains(&self, key: &[u8]) -> bool {
         self.start.as_slice() <= key && below_end(key, &self.end)
     }
@@ -129,11 +145,6 @@ impl RangeDelete {
 /// Whether `key` is below the exclusive bound `end`, where an empty bound is above every key.
 pub(crate) fn below_end(key: &[u8], end: &[u8]) -> bool {
     end.is_empty() || key < end
-}
-
-/// The highest LSN, at most `at`, of a range delete that covers `key`; `ZERO` without one.
-pub(crate) fn covering(ranges: &[RangeDelete], key: &[u8], at: Lsn) -> Lsn {
-    ranges.iter().filter(|r| r.lsn <= at && r.contains(key)).map(|r| r.lsn).max().unwrap_or_default()
 }
 
 /// Longest key that [`InternalKey`] holds without an allocation, keyspace byte included.

@@ -214,6 +214,16 @@ impl Table {
         Ok(None)
     }
 
+    /// Of a history table: the version of `key` that reads at `lsn` see, if it is in here.
+    pub(crate) fn get_superseded(&self, key: &[u8], hash: u64, lsn: Lsn) -> Result<Option<Hit>> {
+        let p = &self.properties;
+        if p.min_lsn > lsn || p.superseded <= lsn || key < p.min_key.as_slice() || key > p.max_key.as_slice() {
+            return Ok(None);
+        }
+        let Some(hit) = self.get(key, hash, lsn)? else { return Ok(None) };
+        hit.not_superseded(lsn).map_err(|m| self.damaged(0, m))
+    }
+
     /// Memory of index and filter once reads have needed them, in bytes, about.
     pub(crate) const fn pinned_bytes(&self) -> u64 {
         let filter = if self.filtered { self.properties.filter.len } else { 0 };

@@ -6,16 +6,16 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::exec::Progress;
 use crate::lsn::Lsn;
-use crate::table::TableFile;
-use crate::table::builder::{BuildError, TableBuilder};
 use crate::table::format::Origin;
-use crate::table::reader::Table;
 
+use super::compaction::outputs::Outputs;
+use super::compaction::rule::{Fate, Rule};
 use super::manifest::{Edit, Placed};
 use super::memtable::{Memtable, MemtableCursor};
+use super::range_index::RangeIndex;
 use super::{Tree, lock};
 
 impl Tree {
@@ -32,56 +32,43 @@ impl Tree {
         if let (Some(barrier), Some(end)) = (self.barrier.0.get(), memtable.end()) {
             barrier(end.lsn)?;
         }
-        let file = self.write_table(memtable)?;
-        let table = self.open_table(file.id, false)?;
-        if let Err(e) = self.install_flush(memtable, file, &table) {
-            // After a failed sync nobody knows whether the edit that names the file is on disk.
-            if self.stop.check().is_ok() {
-                table.mark_obsolete();
-            }
-            return Err(e);
-        }
+        let mut out = self.write_tables(memtable)?;
+        self.install_flush(memtable, &out)?;
+        out.keep();
+        self.counters.flushed_bytes.fetch_add(out.bytes(), Ordering::Relaxed);
         self.counters.flushes.fetch_add(1, Ordering::Relaxed);
         Ok(Progress::Worked)
     }
 
-    fn write_table(&self, memtable: &Arc<Memtable>) -> Result<TableFile> {
-        let id = self.new_id();
-        let block_bytes = self.options.block_bytes;
-        let mut builder = TableBuilder::create(&self.env.fs, &self.tables_dir, id, block_bytes, Origin::Flush)?;
+    /// Versions that newer ones of the same memtable superseded go into a history table.
+    fn write_tables(&self, memtable: &Arc<Memtable>) -> Result<Outputs> {
+        let times = memtable.times();
+        let ranges = memtable.ranges();
+        let mut rule = Rule::new(Arc::new(RangeIndex::of(ranges.iter())), self.version().floor, Vec::new());
+        let mut out = Outputs::new(self, Origin::Flush, 0, times.last().unwrap_or_default().1);
         let mut entries = MemtableCursor::new(Arc::clone(memtable), Vec::new(), Vec::new(), false, Lsn::MAX);
         while entries.advance() {
             let Some(entry) = entries.entry() else { break };
-            builder.add(entry)?;
+            match rule.judge(entry)? {
+                Fate::Keep => out.add(entry)?,
+                Fate::Superseded(by) => out.add_superseded(entry, by)?,
+                Fate::Drop => {}
+            }
         }
-        let times = memtable.times();
-        let max_ts = times.last().unwrap_or_default().1;
-        let file = builder.finish(&memtable.ranges(), &times, max_ts).map_err(|e| self.build_error(e))?;
-        self.sync_tables_dir()?;
-        Ok(file)
+        out.finish(&ranges, &times)?;
+        Ok(out)
     }
 
-    /// A failed sync of a table ends the tree \[I3\].
-    pub(super) fn build_error(&self, e: BuildError) -> Error {
-        match e {
-            BuildError::Failed(e) => e,
-            BuildError::Sync(path, e) => self.stop.fatal("sync", &path, &e),
-        }
-    }
-
-    fn install_flush(&self, memtable: &Arc<Memtable>, file: TableFile, table: &Arc<Table>) -> Result<()> {
+    fn install_flush(&self, memtable: &Arc<Memtable>, out: &Outputs) -> Result<()> {
+        let open = |p: &Placed| self.open_table(p.file.id, false).map(|t| (p.level, t));
+        let tables = out.done().iter().map(open).collect::<Result<Vec<_>>>()?;
         let mut manifest = lock(&self.manifest);
-        let edit = Edit {
-            added: vec![Placed { level: 0, file }],
-            flushed: memtable.end(),
-            events: memtable.events(),
-            ..Edit::default()
-        };
+        let edit =
+            Edit { added: out.done().to_vec(), flushed: memtable.end(), events: memtable.events(), ..Edit::default() };
         manifest.append(&edit, &self.stop)?;
         self.change_version(|version| {
             version.frozen.retain(|m| !Arc::ptr_eq(m, memtable));
-            version.level0.insert(0, Arc::clone(table));
-            version.tables_changed();
+            version.change_tables(&[], &tables);
             version.flushed = manifest.state().flushed;
         });
         Ok(())

@@ -19,8 +19,10 @@ use crate::lsn::{Chain, CommitTs, Epoch, Lsn, Position};
 use crate::record::TimelineStart;
 use crate::table::TableFile;
 
+use super::version::HISTORY;
+
 /// Format version this program writes and the newest it reads.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 const MAGIC: u64 = u64::from_le_bytes(*b"MSMANIF\x01");
 const EDIT_MAGIC: [u8; 4] = *b"MSed";
 const HEADER_BYTES: usize = 24;
@@ -50,7 +52,7 @@ pub(crate) enum Event {
     Timeline(TimelineStart),
 }
 
-/// A table and the level it is in.
+/// A table and the level it is in; [`HISTORY`] for a history table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Placed {
     pub(crate) level: u8,
@@ -189,7 +191,7 @@ impl Edit {
 
 fn decode_placed(c: &mut Cursor<'_>) -> std::result::Result<Placed, Malformed> {
     let level = c.u8()?;
-    if level > 1 {
+    if level > HISTORY {
         return Err(Malformed("level over bound"));
     }
     let file = TableFile { id: c.u128()?, bytes: c.varint()?, blake3: c.array()?, entries: c.varint()? };

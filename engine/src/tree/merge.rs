@@ -8,8 +8,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::error::Result;
+use crate::lsn::Lsn;
 use crate::table::cursor::TableCursor;
 use crate::table::reader::{Caching, Table};
+use crate::table::superseded::Superseded;
 use crate::table::{EntryRef, below_end};
 
 use super::memtable::MemtableCursor;
@@ -20,6 +22,7 @@ pub(crate) enum Source {
     Memtable(MemtableCursor),
     Table(TableCursor),
     Level(LevelCursor),
+    History(HistoryCursor),
 }
 
 impl Source {
@@ -28,6 +31,7 @@ impl Source {
             Self::Memtable(m) => Ok(m.advance()),
             Self::Table(t) => t.advance(),
             Self::Level(l) => l.advance(),
+            Self::History(h) => h.advance(),
         }
     }
 
@@ -36,6 +40,7 @@ impl Source {
             Self::Memtable(m) => m.entry(),
             Self::Table(t) => t.entry(),
             Self::Level(l) => l.current.as_ref().and_then(TableCursor::entry),
+            Self::History(h) => h.entry(),
         }
     }
 }
@@ -143,5 +148,39 @@ impl LevelCursor {
             let (low, high) = (self.low.clone(), self.high.clone());
             self.current = Some(TableCursor::new(table, low, high, self.reverse, self.caching));
         }
+    }
+}
+
+/// The versions of a history table that reads at an LSN see.
+#[derive(Debug)]
+pub(crate) struct HistoryCursor {
+    table: TableCursor,
+    lsn: Lsn,
+    /// Whether the present version is a put, and where its envelope begins.
+    present: (bool, usize),
+}
+
+impl HistoryCursor {
+    pub(crate) const fn new(table: TableCursor, lsn: Lsn) -> Self {
+        Self { table, lsn, present: (false, 0) }
+    }
+
+    fn advance(&mut self) -> Result<bool> {
+        while self.table.advance()? {
+            let Some(entry) = self.table.entry() else { break };
+            let s = Superseded::decode(entry.value.unwrap_or_default())?;
+            self.present = (s.put, s.envelope_at);
+            if entry.lsn <= self.lsn && self.lsn < s.by {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn entry(&self) -> Option<EntryRef<'_>> {
+        let entry = self.table.entry()?;
+        let (put, at) = self.present;
+        let envelope = entry.value.and_then(|v| v.get(at..));
+        Some(EntryRef { value: envelope.filter(|_| put), ..entry })
     }
 }

@@ -1,7 +1,7 @@
 //! The tree: a log-structured merge tree that materialises the committed prefix of the log.
 //!
 //! Records go into a memtable in LSN order; full memtables become tables of level 0 (`flush`),
-//! those merge into level 1 (`compaction`); the manifest says which tables count. Nothing here
+//! those merge into deeper levels (`compaction`); the manifest says which tables count. Nothing here
 //! starts a thread: callers run `flush_step` and `compact_step`. Owns: `tables/` and `manifest/` of
 //! the data directory. Never: the log, and never a record above the commit LSN: its caller hands
 //! over committed records only, so a flush never has to be undone \[I2\].
@@ -9,7 +9,6 @@
 //! Lock order: flushing or compacting → manifest → what is published; applier → what is published.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use arc_swap::Guard;
@@ -32,7 +31,9 @@ mod manifest_file;
 mod memtable;
 mod merge;
 mod published;
+mod range_index;
 mod read_only;
+mod stats;
 mod stop;
 #[cfg(test)]
 mod tests;
@@ -42,53 +43,22 @@ mod view;
 pub use checkpoint::{Checkpoint, PinnedTables, install_manifest};
 pub use manifest::{ManifestSummary, manifest_tables};
 pub use read_only::ReadOnly;
+pub use stats::{LevelStats, TreeStats};
 pub use view::{Entry, Found, Scan, ScanEntry, View};
 
+use compaction::Compacting;
 use manifest::{EpochStart, Event, Placed, State};
 use manifest_file::Manifest;
 use memtable::{Change, Memtable};
 use published::Published;
+use stats::Counters;
 use stop::Stop;
-use version::Version;
-
-/// Counts and sizes of a tree.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TreeStats {
-    /// Tables in level 0 and in level 1.
-    pub tables: [u64; 2],
-    /// Bytes of the tables in level 0 and in level 1.
-    pub table_bytes: [u64; 2],
-    /// Memory of active and frozen memtables, in bytes.
-    pub memtable_bytes: u64,
-    /// Frozen memtables that wait for their flush.
-    pub frozen_memtables: u64,
-    /// Memtables flushed since open.
-    pub flushes: u64,
-    /// Compactions done since open.
-    pub compactions: u64,
-    /// Entries that compactions dropped since open.
-    pub dropped_entries: u64,
-    /// Blocks found in the cache since open.
-    pub cache_hits: u64,
-    /// Blocks read from files for readers since open.
-    pub cache_misses: u64,
-    /// Memory of the block cache, in bytes.
-    pub cache_bytes: u64,
-    /// Memory of the indexes and filters of all tables, in bytes.
-    pub pinned_bytes: u64,
-}
+use version::{HISTORY, Version};
 
 #[derive(Debug)]
 struct Applier {
     epochs: Vec<EpochStart>,
     timeline: Option<TimelineStart>,
-}
-
-#[derive(Debug, Default)]
-struct Counters {
-    flushes: AtomicU64,
-    compactions: AtomicU64,
-    dropped: AtomicU64,
 }
 
 /// See the module. All calls may be made from several threads.
@@ -103,7 +73,7 @@ pub struct Tree {
     applier: Mutex<Applier>,
     manifest: Mutex<Manifest>,
     flushing: Mutex<()>,
-    compacting: Mutex<()>,
+    compacting: Mutex<Compacting>,
     counters: Counters,
     barrier: Barrier,
 }
@@ -212,7 +182,7 @@ impl Tree {
             applier: Mutex::new(applier),
             manifest: Mutex::new(manifest),
             flushing: Mutex::new(()),
-            compacting: Mutex::new(()),
+            compacting: Mutex::default(),
             counters: Counters::default(),
             barrier: Barrier::default(),
         };
@@ -400,27 +370,6 @@ impl Tree {
         self.tables_dir.join(table_name(id))
     }
 
-    /// Counts and sizes.
-    #[must_use]
-    pub fn stats(&self) -> TreeStats {
-        let version = self.version();
-        let (cache_hits, cache_misses, cache_bytes) = self.cache.counts();
-        let bytes = |tables: &[Arc<Table>]| tables.iter().map(|t| t.bytes()).sum();
-        TreeStats {
-            tables: [version.level0.len() as u64, version.level1.len() as u64],
-            table_bytes: [bytes(&version.level0), bytes(&version.level1)],
-            memtable_bytes: version.memtables().map(|m| m.bytes() as u64).sum(),
-            frozen_memtables: version.frozen.len() as u64,
-            flushes: self.counters.flushes.load(Ordering::Relaxed),
-            compactions: self.counters.compactions.load(Ordering::Relaxed),
-            dropped_entries: self.counters.dropped.load(Ordering::Relaxed),
-            cache_hits,
-            cache_misses,
-            cache_bytes,
-            pinned_bytes: version.tables().map(|t| t.pinned_bytes()).sum(),
-        }
-    }
-
     fn version(&self) -> Arc<Version> {
         self.published.version()
     }
@@ -433,50 +382,39 @@ impl Tree {
 
     fn share_memory(&self) {
         let version = self.version();
-        let pinned = version.tables().map(|t| t.pinned_bytes()).sum();
+        let pinned = version.all_tables().map(|t| t.pinned_bytes()).sum();
         self.cache.set_capacity(self.options.cache_bytes(version.memtables().count(), pinned));
     }
 
-    fn new_id(&self) -> u128 {
-        u128::from(self.env.rng.next_u64()) << 64 | u128::from(self.env.rng.next_u64())
-    }
-
-    /// Makes finished table files durable by name.
-    fn sync_tables_dir(&self) -> Result<()> {
-        self.env.fs.sync_dir(&self.tables_dir).map_err(|e| self.stop.fatal("sync", &self.tables_dir, &e))
+    fn random_id(env: &Env) -> u128 {
+        u128::from(env.rng.next_u64()) << 64 | u128::from(env.rng.next_u64())
     }
 
     /// Opens a new table, of the lowest level if `bottom`.
     fn open_table(&self, id: u128, bottom: bool) -> Result<Arc<Table>> {
         let table = Table::open(&self.env.fs, &self.table_path(id), &self.cache)?;
-        let pinned = self.version().tables().map(|t| t.pinned_bytes()).sum();
+        let pinned = self.version().all_tables().map(|t| t.pinned_bytes()).sum();
         Ok(Arc::new(if bottom && self.options.pins_enough(pinned) { table.without_filter() } else { table }))
     }
 }
 
 fn open_tables(env: &Env, dir: &Path, cache: &Arc<BlockCache>, state: &State, options: &Options) -> Result<Version> {
-    let (mut level0, mut level1, mut pinned) = (Vec::new(), Vec::new(), 0);
+    let deepest = state.tables.iter().map(|p| p.level).filter(|l| *l < HISTORY).max().unwrap_or_default();
+    let (mut tables, mut pinned) = (Vec::new(), 0);
     for Placed { level, file } in &state.tables {
         let path = dir.join(table_name(file.id));
         let table = Table::open(&env.fs, &path, cache)?;
         if table.id() != file.id || table.bytes() != file.bytes {
             return Err(Error::corruption(&path, 0, None, "the file is not the table that the manifest names"));
         }
-        let table = if *level > 0 && options.pins_enough(pinned) { table.without_filter() } else { table };
+        let bottom = *level > 0 && *level == deepest;
+        let table = if bottom && options.pins_enough(pinned) { table.without_filter() } else { table };
         pinned += table.pinned_bytes();
-        if *level == 0 { level0.push(Arc::new(table)) } else { level1.push(Arc::new(table)) }
+        tables.push((*level, Arc::new(table)));
     }
-    level0.reverse();
-    sort_level1(&mut level1);
-    Ok(Version::new(options.memtable_bytes, (level0, level1), state.flushed, state.floor))
-}
-
-/// By key; tables without entries, which have no key, come first and are never chosen by one.
-fn sort_level1(tables: &mut [Arc<Table>]) {
-    tables.sort_by(|a, b| {
-        let (a, b) = (a.properties(), b.properties());
-        (a.entries > 0, &a.min_key).cmp(&(b.entries > 0, &b.min_key))
-    });
+    let mut version = Version::new(options.memtable_bytes, state.flushed, state.floor);
+    version.change_tables(&[], &tables);
+    Ok(version)
 }
 
 fn remove_unnamed(env: &Env, dir: &Path, state: &State) -> Result<()> {

@@ -3,19 +3,21 @@
 //! Owns: the one call of the fatal hook and the refusal ever after. Never: retries.
 
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use crate::env::FatalHook;
 use crate::error::{Error, Result};
 
+/// See the module. Clones are the same one.
+#[derive(Clone)]
 pub(crate) struct Stop {
-    why: OnceLock<String>,
+    why: Arc<OnceLock<String>>,
     hook: FatalHook,
 }
 
 impl Stop {
     pub(crate) fn new(hook: FatalHook) -> Self {
-        Self { why: OnceLock::new(), hook }
+        Self { why: Arc::default(), hook }
     }
 
     pub(crate) fn check(&self) -> Result<()> {

@@ -8,25 +8,33 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::lsn::{CommitTs, Lsn, Position};
+use crate::table::Hit;
 use crate::table::cursor::TableCursor;
 use crate::table::filter::key_hash;
 use crate::table::reader::{Caching, Table};
-use crate::table::{Hit, RangeDelete, below_end, covering};
 
 use super::memtable::{Memtable, MemtableCursor};
-use super::merge::{LevelCursor, Merge, Source};
+use super::merge::{HistoryCursor, LevelCursor, Merge, Source};
+use super::range_index::RangeIndex;
+
+/// Levels of tables: level 0 holds what was flushed, its tables overlap; those of each other level do not.
+pub(crate) const LEVELS: usize = 7;
+/// The deepest level.
+pub(crate) const LAST_LEVEL: u8 = LEVELS as u8 - 1;
+/// Where a manifest places history tables.
+pub(crate) const HISTORY: u8 = LEVELS as u8;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Version {
     pub(crate) active: Arc<Memtable>,
     /// Newest first.
     pub(crate) frozen: Vec<Arc<Memtable>>,
-    /// Newest first.
-    pub(crate) level0: Vec<Arc<Table>>,
-    /// Sorted by key, not overlapping; tables without entries in front.
-    pub(crate) level1: Vec<Arc<Table>>,
-    /// Those with range deletes.
-    ranged: Vec<Arc<Table>>,
+    /// `levels[0]`: newest first. Others: sorted by key, not overlapping; tables without entries in front.
+    pub(crate) levels: [Vec<Arc<Table>>; LEVELS],
+    /// Versions that newer ones superseded; only reads at an older LSN ask them.
+    pub(crate) history: Vec<Arc<Table>>,
+    /// The range deletes of all tables.
+    pub(crate) ranges: Arc<RangeIndex>,
     /// All at or below is in tables.
     pub(crate) flushed: Position,
     /// The oldest LSN that can be read at, with its commit time.
@@ -34,80 +42,128 @@ pub(crate) struct Version {
 }
 
 impl Version {
-    pub(crate) fn new(
-        memtable_bytes: usize,
-        (level0, level1): (Vec<Arc<Table>>, Vec<Arc<Table>>),
-        flushed: Position,
-        floor: (Lsn, CommitTs),
-    ) -> Self {
-        let active = Arc::new(Memtable::new(memtable_bytes));
-        let mut out = Self { active, frozen: Vec::new(), level0, level1, ranged: Vec::new(), flushed, floor };
-        out.tables_changed();
-        out
+    pub(crate) fn new(memtable_bytes: usize, flushed: Position, floor: (Lsn, CommitTs)) -> Self {
+        Self {
+            active: Arc::new(Memtable::new(memtable_bytes)),
+            frozen: Vec::new(),
+            levels: Default::default(),
+            history: Vec::new(),
+            ranges: Arc::default(),
+            flushed,
+            floor,
+        }
     }
 
     pub(crate) fn memtables(&self) -> impl Iterator<Item = &Arc<Memtable>> {
         std::iter::once(&self.active).chain(&self.frozen)
     }
 
+    /// All but history tables.
     pub(crate) fn tables(&self) -> impl Iterator<Item = &Arc<Table>> {
-        self.level0.iter().chain(&self.level1)
+        self.levels.iter().flatten()
+    }
+
+    pub(crate) fn all_tables(&self) -> impl Iterator<Item = &Arc<Table>> {
+        self.tables().chain(&self.history)
+    }
+
+    /// Takes tables out and puts others in, each with its level.
+    pub(crate) fn change_tables(&mut self, removed: &[u128], added: &[(u8, Arc<Table>)]) {
+        let mut ranged = added.iter().any(|(_, t)| !t.ranges().is_empty());
+        let mut retain = |tables: &mut Vec<Arc<Table>>| {
+            tables.retain(|t| {
+                let goes = removed.contains(&t.id());
+                ranged |= goes && !t.ranges().is_empty();
+                !goes
+            });
+        };
+        self.levels.iter_mut().for_each(&mut retain);
+        retain(&mut self.history);
+        for (level, table) in added {
+            match self.levels.get_mut(usize::from(*level)) {
+                Some(tables) => tables.push(Arc::clone(table)),
+                None => self.history.push(Arc::clone(table)),
+            }
+        }
+        let [level0, sorted @ ..] = &mut self.levels;
+        // Their LSNs are apart, but for those without entries, for which no order counts.
+        level0.sort_by_key(|t| std::cmp::Reverse(t.properties().max_lsn));
+        sorted.iter_mut().for_each(|tables| sort_by_key(tables));
+        if ranged {
+            self.ranges = Arc::new(RangeIndex::of(self.tables().flat_map(|t| t.ranges())));
+        }
+    }
+
+    /// The highest LSN, at most `lsn`, of a range delete that covers `key`; `ZERO` without one. Range deletes
+    /// are not confined to the keys of their table, so all are asked.
+    pub(crate) fn covering(&self, key: &[u8], lsn: Lsn) -> Lsn {
+        let in_tables = if self.ranges.is_empty() { Lsn::ZERO } else { self.ranges.covering(key, lsn) };
+        self.memtables().filter(|m| m.has_ranges()).map(|m| m.covering(key, lsn)).fold(in_tables, Lsn::max)
+    }
+
+    /// Whether any range delete is there.
+    pub(crate) fn has_ranges(&self) -> bool {
+        !self.ranges.is_empty() || self.memtables().any(|m| m.has_ranges())
     }
 
     /// The newest version of `key` at or below `lsn` unless a range delete hides it.
     pub(crate) fn get(&self, key: &[u8], lsn: Lsn) -> Result<Option<Hit>> {
-        let Some(found) = self.find(key, lsn)? else { return Ok(None) };
-        // Range deletes are not confined to the keys of their table, so all are asked.
-        let in_memory = self.memtables().map(|m| m.covering(key, lsn));
-        let in_tables = self.ranged.iter().map(|t| covering(t.ranges(), key, lsn));
-        let hidden_below = in_memory.chain(in_tables).max().unwrap_or_default();
-        Ok((found.lsn >= hidden_below).then_some(found))
+        let hash = key_hash(key);
+        let mut found = self.find(key, hash, lsn)?;
+        // What a table supersedes, it supersedes by a record that was flushed.
+        if lsn < self.flushed.lsn {
+            for table in &self.history {
+                let older = table.get_superseded(key, hash, lsn)?;
+                found = if older.as_ref().map(|h| h.lsn) > found.as_ref().map(|h| h.lsn) { older } else { found };
+            }
+        }
+        let Some(found) = found else { return Ok(None) };
+        Ok((found.lsn >= self.covering(key, lsn)).then_some(found))
     }
 
     /// Parts are asked from new to old: each holds only LSNs below those of the part before, for
     /// one key, so the first version found is the newest.
-    fn find(&self, key: &[u8], lsn: Lsn) -> Result<Option<Hit>> {
-        let hash = key_hash(key);
+    fn find(&self, key: &[u8], hash: u64, lsn: Lsn) -> Result<Option<Hit>> {
         if let Some(found) = self.memtables().find_map(|m| m.get(key, hash, lsn)) {
             return Ok(Some(found));
         }
-        for table in &self.level0 {
+        let [level0, sorted @ ..] = &self.levels;
+        for table in level0 {
             if let Some(found) = table.get(key, hash, lsn)? {
                 return Ok(Some(found));
             }
         }
-        let at = self.level1.partition_point(|t| t.properties().max_key.as_slice() < key);
-        let table = self.level1.get(at).filter(|t| t.properties().min_key.as_slice() <= key);
-        table.map_or(Ok(None), |t| t.get(key, hash, lsn))
+        for level in sorted.iter().filter(|l| !l.is_empty()) {
+            let at = level.partition_point(|t| t.properties().max_key.as_slice() < key);
+            let table = level.get(at).filter(|t| t.properties().min_key.as_slice() <= key);
+            if let Some(found) = table.map_or(Ok(None), |t| t.get(key, hash, lsn))? {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
     }
 
-    /// Call after every change of the tables.
-    pub(crate) fn tables_changed(&mut self) {
-        self.ranged = self.tables().filter(|t| !t.ranges().is_empty()).cloned().collect();
-    }
-
-    /// All versions at or below `lsn` (tables also give higher ones) of keys in `low..high`.
+    /// All versions that reads at `lsn` may see of keys in `low..high`, and some that they do not.
     pub(crate) fn merge(&self, low: &[u8], high: &[u8], reverse: bool, lsn: Lsn) -> Merge {
         let mut sources: Vec<Source> = Vec::new();
         for m in self.memtables().filter(|m| m.end().is_some()) {
             let cursor = MemtableCursor::new(Arc::clone(m), low.to_vec(), high.to_vec(), reverse, lsn);
             sources.push(Source::Memtable(cursor));
         }
-        for t in &self.level0 {
-            let cursor = TableCursor::new(Arc::clone(t), low.to_vec(), high.to_vec(), reverse, Caching::Keep);
-            sources.push(Source::Table(cursor));
+        let cursor =
+            |t: &Arc<Table>| TableCursor::new(Arc::clone(t), low.to_vec(), high.to_vec(), reverse, Caching::Keep);
+        let [level0, sorted @ ..] = &self.levels;
+        sources.extend(level0.iter().map(|t| Source::Table(cursor(t))));
+        for level in sorted.iter().filter(|l| !l.is_empty()) {
+            let level = LevelCursor::new(level, low.to_vec(), high.to_vec(), reverse, Caching::Keep);
+            sources.push(Source::Level(level));
         }
-        let level = LevelCursor::new(&self.level1, low.to_vec(), high.to_vec(), reverse, Caching::Keep);
-        sources.push(Source::Level(level));
+        if lsn < self.flushed.lsn {
+            let seen = |t: &&Arc<Table>| t.properties().min_lsn <= lsn && t.properties().superseded > lsn;
+            sources
+                .extend(self.history.iter().filter(seen).map(|t| Source::History(HistoryCursor::new(cursor(t), lsn))));
+        }
         Merge::new(sources, reverse)
-    }
-
-    /// Range deletes at or below `lsn` that touch keys in `low..high`.
-    pub(crate) fn ranges(&self, low: &[u8], high: &[u8], lsn: Lsn) -> Vec<RangeDelete> {
-        let touches = |r: &RangeDelete| r.lsn <= lsn && below_end(&r.start, high) && below_end(low, &r.end);
-        let in_memory = self.memtables().flat_map(|m| m.ranges());
-        let in_tables = self.ranged.iter().flat_map(|t| t.ranges().iter().cloned());
-        in_memory.chain(in_tables).filter(touches).collect()
     }
 
     /// Commit time of the newest record at or below `lsn`, which is not below the floor.
@@ -136,4 +192,12 @@ impl Version {
         }
         Ok(best)
     }
+}
+
+/// Tables without entries, which have no key, come first and are never chosen by one.
+fn sort_by_key(tables: &mut [Arc<Table>]) {
+    tables.sort_by(|a, b| {
+        let (a, b) = (a.properties(), b.properties());
+        (a.entries > 0, &a.min_key).cmp(&(b.entries > 0, &b.min_key))
+    });
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::batch::Keyspace;
 use crate::error::Result;
 use crate::lsn::{CommitTs, Lsn};
-use crate::table::{InternalKey, RangeDelete, covering, internal_end, internal_key};
+use crate::table::{InternalKey, internal_end, internal_key};
 use crate::value::Value;
 
 use super::merge::Merge;
@@ -91,9 +91,9 @@ impl View {
     pub fn scan(&self, keyspace: Keyspace, start: &[u8], end: &[u8], reverse: bool) -> Scan {
         let (low, high) = (internal_key(keyspace, start), internal_end(keyspace, end));
         let merge = self.version.merge(&low, &high, reverse, self.lsn);
-        let ranges = self.version.ranges(&low, &high, self.lsn);
+        let ranged = self.version.has_ranges().then(|| Arc::clone(&self.version));
         let (key, held) = (Vec::new(), Held::default());
-        Scan { merge, ranges, reverse, lsn: self.lsn, ts: self.ts, key, held, ahead: false, ended: false }
+        Scan { merge, ranged, reverse, lsn: self.lsn, ts: self.ts, key, held, ahead: false, ended: false }
     }
 }
 
@@ -140,7 +140,8 @@ struct Held {
 #[derive(Debug)]
 pub struct Scan {
     merge: Merge,
-    ranges: Vec<RangeDelete>,
+    /// What to ask for range deletes, if there are any.
+    ranged: Option<Arc<Version>>,
     reverse: bool,
     lsn: Lsn,
     ts: CommitTs,
@@ -183,7 +184,7 @@ impl Scan {
             }
             self.key.clear();
             self.key.extend_from_slice(entry.key);
-            if covering(&self.ranges, entry.key, self.lsn) > entry.lsn {
+            if self.ranged.as_ref().is_some_and(|v| v.covering(entry.key, self.lsn) > entry.lsn) {
                 continue;
             }
             if let Some(envelope) = entry.value
@@ -211,7 +212,7 @@ impl Scan {
                 }
                 self.hold(false);
             }
-            let hidden = covering(&self.ranges, &self.key, self.lsn) > self.held.lsn;
+            let hidden = self.ranged.as_ref().is_some_and(|v| v.covering(&self.key, self.lsn) > self.held.lsn);
             if self.held.put && !hidden && !Value::decode(&self.held.envelope)?.expired_at(self.ts) {
                 return Ok(true);
             }

@@ -52,15 +52,15 @@ pub fn report(service: &Service, archive: &Archive, peers: &BTreeMap<u64, String
         out.applied_lsn = store.applied().get().0;
         out.archived_lsn = service.archived().get().0;
         unarchived = oldest_unarchived(store, service.archived().get(), failing);
-        if let Some(damage) = store.damage().filter(|_| out.trouble.is_empty()) {
+        if let Some(damage) = store.damage().into_iter().next().filter(|_| out.trouble.is_empty()) {
             out.trouble =
-                format!("compaction has stopped: {damage}; let this node be seeded anew, into an empty directory");
+                format!("reads of some keys fail: {damage}; let this node be seeded anew, into an empty directory");
         }
         let tree = store.tree().stats();
         out.storage = Some(v1::StorageStatus {
             log_bytes: store.log().disk_usage().0,
-            table_bytes: tree.table_bytes.iter().sum(),
-            tables: tree.tables.iter().sum(),
+            table_bytes: tree.table_bytes(),
+            tables: tree.tables(),
             memtable_bytes: tree.memtable_bytes,
             oldest_log_lsn: store.log().oldest().0,
             history_floor_lsn: store.tree().history_floor().0,

@@ -1,143 +1,241 @@
-//! Which tables to merge: a pure function of the levels.
+//! What to compact next: a pure function of the levels.
 //!
-//! Owns: the rule that makes dropping safe: with a table, a job takes every older table that
-//! shares keys with it or has keys that its range deletes cover. So a job's output is the bottom
-//! of all its keys. Never: I/O.
+//! Owns: the rules that keep every key's versions ordered from level to level: a table of level 0 goes down only
+//! with all older ones that share keys with it, and whatever goes down takes all that it overlaps there. Never:
+//! I/O.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
 
-use crate::table::below_end;
-use crate::table::reader::Table;
+use crate::lsn::{CommitTs, Lsn};
+use crate::tree::version::{LAST_LEVEL, LEVELS};
 
-/// Keys from `low` to below `high`; an empty `high` is above every key.
+use super::shape::{Candidate, Shape, Targets};
+
+/// Most tables of level 0 in one job.
+const LEVEL0_MAX: usize = 16;
+/// So many small history tables become one.
+const HISTORY_TABLES: usize = 16;
+/// A history table below this size counts as small, in bytes.
+const HISTORY_SMALL_BYTES: u64 = 16 << 20;
+/// One in so many entries of a table at the bottom must be of no use for it to be written anew.
+const USELESS_PART: u64 = 4;
+/// One in so many bytes above the deepest level is too much for a tree that nobody writes to.
+const SETTLED_PART: u64 = 8;
+
+/// What to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Span {
-    pub(super) low: Vec<u8>,
-    pub(super) high: Vec<u8>,
+pub(super) enum Plan {
+    /// Nobody can see anything in these tables.
+    Forget(Vec<u128>),
+    /// The table overlaps nothing on its way to this level.
+    Move(u128, u8),
+    /// Merge these into tables of this level.
+    Merge(Vec<u128>, u8),
+    /// Merge these history tables.
+    MergeHistory(Vec<u128>),
 }
 
-impl Span {
-    fn overlaps(&self, other: &Self) -> bool {
-        below_end(&self.low, &other.high) && below_end(&other.low, &self.high)
-    }
+/// What the choice goes by besides the tables.
+#[derive(Clone, Debug)]
+pub(super) struct Rules {
+    /// Tables in level 0 from which on it is merged.
+    pub(super) level0_tables: usize,
+    /// See [`Targets::of`].
+    pub(super) base_bytes: u64,
+    pub(super) floor: (Lsn, CommitTs),
+    /// Nobody writes: merge also what is not yet due.
+    pub(super) idle: bool,
+    /// Damaged tables, which stay where they are.
+    pub(super) avoid: BTreeSet<u128>,
+}
 
-    fn widen(&mut self, other: &Self) {
-        if other.low < self.low {
-            self.low.clone_from(&other.low);
+impl Rules {
+    fn avoids(&self, t: &Candidate) -> bool {
+        self.avoid.contains(&t.id)
+    }
+}
+
+pub(super) fn choose(shape: &Shape, rules: &Rules) -> Option<Plan> {
+    let sizes = shape.sizes();
+    let targets = Targets::of(&sizes, rules.base_bytes);
+    choose_forgotten(shape, rules)
+        .or_else(|| {
+            let mut due = scores(shape, rules, &targets);
+            due.sort_by(|a, b| b.0.total_cmp(&a.0));
+            due.into_iter().find_map(|(_, level)| go_down(shape, rules, &targets, level))
+        })
+        .or_else(|| history(shape, rules))
+        .or_else(|| reclaim(shape, rules))
+        .or_else(|| settle(shape, rules, &targets))
+}
+
+/// Tables of which no read at the floor or above can see anything: history whose time is over, and what a range
+/// delete covers whole.
+pub(super) fn choose_forgotten(shape: &Shape, rules: &Rules) -> Option<Plan> {
+    let floor = rules.floor.0;
+    let over = shape.history.iter().filter(|t| t.superseded <= floor);
+    let buriers: Vec<_> = shape.tables().flat_map(|t| &t.ranges).filter(|r| r.lsn <= floor).collect();
+    let buried = shape
+        .tables()
+        .filter(|t| t.ranges.is_empty() && t.last_time <= floor && buriers.iter().any(|r| t.buried_by(r)));
+    let ids: Vec<u128> = over.chain(buried).map(|t| t.id).collect();
+    (!ids.is_empty()).then_some(Plan::Forget(ids))
+}
+
+/// All tables but those of history, into the last level.
+pub(super) fn choose_main(shape: &Shape, _: &Rules) -> Option<Plan> {
+    let ids: Vec<u128> = shape.tables().map(|t| t.id).collect();
+    (!ids.is_empty()).then_some(Plan::Merge(ids, LAST_LEVEL))
+}
+
+/// All history tables.
+pub(super) fn choose_history(shape: &Shape, _: &Rules) -> Option<Plan> {
+    let ids: Vec<u128> = shape.history.iter().map(|t| t.id).collect();
+    (!ids.is_empty()).then_some(Plan::MergeHistory(ids))
+}
+
+/// Levels that are due, by how far they are over their bounds.
+fn scores(shape: &Shape, rules: &Rules, targets: &Targets) -> Vec<(f64, usize)> {
+    let mut out = Vec::new();
+    let waiting = shape.level(0).len();
+    if waiting > 0 && waiting >= rules.level0_tables {
+        out.push((waiting as f64 / rules.level0_tables.max(1) as f64, 0));
+    }
+    for (level, size) in shape.sizes().into_iter().enumerate().take(LEVELS - 1).skip(1) {
+        let target = targets.level(level);
+        if size > target {
+            out.push((size as f64 / target.max(1) as f64, level));
         }
-        if !self.high.is_empty() && (other.high.is_empty() || other.high > self.high) {
-            self.high.clone_from(&other.high);
+    }
+    out
+}
+
+fn go_down(shape: &Shape, rules: &Rules, targets: &Targets, level: usize) -> Option<Plan> {
+    match level {
+        0 => level0_down(shape, rules, targets.base).or_else(|| within_level0(shape, rules)),
+        _ => table_down(shape, rules, level),
+    }
+}
+
+/// The oldest table of level 0 alone if it overlaps nothing, else the oldest ones with what they overlap in the
+/// base level.
+fn level0_down(shape: &Shape, rules: &Rules, base: usize) -> Option<Plan> {
+    let oldest_first: Vec<&Candidate> = shape.level(0).iter().rev().take_while(|t| !rules.avoids(t)).collect();
+    let oldest = *oldest_first.first()?;
+    if let Some(to) = movable(shape, oldest, 0).filter(|to| *to >= base) {
+        return Some(Plan::Move(oldest.id, to as u8));
+    }
+    let taken: Vec<&Candidate> = oldest_first.into_iter().take(LEVEL0_MAX).collect();
+    merge_into(shape, rules, &taken, base)
+}
+
+/// Where a damaged table blocks the way down, the newest tables of level 0 become one, so that a read asks few: all
+/// that together are larger than the next older one.
+fn within_level0(shape: &Shape, rules: &Rules) -> Option<Plan> {
+    let (mut ids, mut bytes) = (Vec::new(), 0);
+    for t in shape.level(0).iter().take_while(|t| !rules.avoids(t)) {
+        if ids.len() > 1 && t.bytes > bytes {
+            break;
+        }
+        ids.push(t.id);
+        bytes += t.bytes;
+    }
+    (ids.len() >= rules.level0_tables.max(2)).then_some(Plan::Merge(ids, 0))
+}
+
+/// The table of a level that drags the fewest bytes of the next one along.
+fn table_down(shape: &Shape, rules: &Rules, level: usize) -> Option<Plan> {
+    let mut best: Option<(f64, Plan)> = None;
+    for t in shape.level(level).iter().filter(|t| !rules.avoids(t)) {
+        if let Some(to) = movable(shape, t, level) {
+            return Some(Plan::Move(t.id, to as u8));
+        }
+        let dragged: u64 = shape.overlapping(level + 1, &[t]).iter().map(|o| o.bytes).sum();
+        let cost = dragged as f64 / t.bytes.max(1) as f64;
+        if best.as_ref().is_none_or(|(c, _)| cost < *c)
+            && let Some(plan) = merge_into(shape, rules, &[t], level + 1)
+        {
+            best = Some((cost, plan));
         }
     }
+    best.map(|(_, plan)| plan)
 }
 
-/// A table as the choice sees it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Candidate {
-    pub(super) id: u128,
-    /// Keys of its entries and of its range deletes; `None` when it has neither.
-    pub(super) span: Option<Span>,
-}
-
-impl Candidate {
-    pub(super) fn of(table: &Arc<Table>) -> Self {
-        let p = table.properties();
-        let mut high = p.max_key.clone();
-        high.push(0);
-        let entries = (p.entries > 0).then(|| Span { low: p.min_key.clone(), high });
-        let ranges = table.ranges().iter().map(|r| Span { low: r.start.clone(), high: r.end.clone() });
-        let span = entries.into_iter().chain(ranges).reduce(|mut all, s| {
-            all.widen(&s);
-            all
-        });
-        Self { id: table.id(), span }
-    }
-}
-
-/// Tables to merge into level 1.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Job {
-    pub(super) level0: Vec<u128>,
-    pub(super) level1: Vec<u128>,
-}
-
-/// All of level 0 with what it overlaps in level 1, once level 0 has `trigger` tables.
-pub(super) fn choose(level0: &[Candidate], level1: &[Candidate], trigger: usize) -> Option<Job> {
-    if level0.is_empty() || level0.len() < trigger {
+fn merge_into(shape: &Shape, rules: &Rules, taken: &[&Candidate], to: usize) -> Option<Plan> {
+    let below = shape.overlapping(to, taken);
+    if below.iter().any(|t| rules.avoids(t)) {
         return None;
     }
-    let mut hull: Option<Span> = None;
-    level0.iter().for_each(|c| widen(&mut hull, c));
-    let mut job = Job { level0: level0.iter().map(|c| c.id).collect(), level1: Vec::new() };
-    // A table that joins may widen the hull, which may reach another one.
-    loop {
-        let joins = |c: &&Candidate| !job.level1.contains(&c.id) && touches(hull.as_ref(), c);
-        let Some(next) = level1.iter().find(joins) else { return Some(job) };
-        job.level1.push(next.id);
-        widen(&mut hull, next);
-    }
+    let ids = taken.iter().chain(&below).map(|t| t.id).collect();
+    Some(Plan::Merge(ids, to as u8))
 }
 
-/// All tables, if there are any.
-pub(super) fn choose_all(level0: &[Candidate], level1: &[Candidate]) -> Option<Job> {
-    let ids = |level: &[Candidate]| level.iter().map(|c| c.id).collect();
-    let job = Job { level0: ids(level0), level1: ids(level1) };
-    (job != Job::default()).then_some(job)
+/// The deepest level that the table reaches without meeting its keys. One with range deletes has to be merged, or
+/// they would stay for ever.
+fn movable(shape: &Shape, t: &Candidate, from: usize) -> Option<usize> {
+    if t.keys.is_none() || !t.ranges.is_empty() {
+        return None;
+    }
+    let meets = |level: &usize| shape.level(*level).iter().any(|o| o.overlaps(t));
+    let stop = (from + 1..LEVELS).find(meets).unwrap_or(LEVELS);
+    Some(stop - 1).filter(|to| *to > from)
 }
 
-fn widen(hull: &mut Option<Span>, c: &Candidate) {
-    match (hull.as_mut(), &c.span) {
-        (Some(h), Some(s)) => h.widen(s),
-        (None, Some(s)) => *hull = Some(s.clone()),
-        (_, None) => {}
-    }
+fn history(shape: &Shape, rules: &Rules) -> Option<Plan> {
+    let small = shape.history.iter().filter(|t| t.bytes < HISTORY_SMALL_BYTES && !rules.avoids(t));
+    let ids: Vec<u128> = small.map(|t| t.id).collect();
+    (ids.len() >= HISTORY_TABLES).then_some(Plan::MergeHistory(ids))
 }
 
-/// A table without keys holds commit times only; it joins any job, so that such tables do not pile up.
-fn touches(hull: Option<&Span>, c: &Candidate) -> bool {
-    c.span.as_ref().is_none_or(|s| hull.is_some_and(|h| h.overlaps(s)))
+/// A table at the bottom with much that nobody can see, which no later write may ever reach.
+fn reclaim(shape: &Shape, rules: &Rules) -> Option<Plan> {
+    let level = (1..LEVELS).rev().find(|l| !shape.level(*l).is_empty())?;
+    shape.level(level).iter().filter(|t| t.max_lsn <= rules.floor.0 && !rules.avoids(t)).find_map(|t| {
+        if !t.ranges.is_empty() {
+            return reclaim_ranges(shape, rules, t, level);
+        }
+        let useless = t.deletes + expired(t, rules.floor.1);
+        let much = useless > 0 && useless.saturating_mul(USELESS_PART) >= t.entries;
+        much.then(|| Plan::Merge(vec![t.id], level as u8))
+    })
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn table(id: u128, low: &str, high: &str) -> Candidate {
-        Candidate { id, span: Some(Span { low: low.into(), high: high.into() }) }
+/// With the tables that its range deletes cover, a table can lose them, unless older keys stand further above.
+fn reclaim_ranges(shape: &Shape, rules: &Rules, t: &Candidate, level: usize) -> Option<Plan> {
+    let touched = |o: &Candidate| o.id != t.id && t.ranges.iter().any(|r| o.touched_by(r));
+    let elsewhere = (0..LEVELS).filter(|l| *l != level).any(|l| shape.level(l).iter().any(touched));
+    let beside: Vec<&Candidate> = shape.level(level).iter().filter(|o| touched(o)).collect();
+    if elsewhere {
+        return None;
     }
-
-    #[test]
-    fn nothing_below_the_trigger() {
-        assert_eq!(choose(&[table(1, "a", "b")], &[], 2), None);
-        assert_eq!(choose(&[], &[], 0), None);
+    // With those that stand in between, or the output would overlap them.
+    let all: Vec<&Candidate> = std::iter::once(t).chain(beside).collect();
+    let mut ids: Vec<u128> = shape.overlapping(level, &all).iter().map(|o| o.id).collect();
+    if !ids.contains(&t.id) {
+        ids.push(t.id);
     }
+    let avoided = ids.iter().any(|id| rules.avoid.contains(id));
+    (!avoided).then_some(Plan::Merge(ids, level as u8))
+}
 
-    #[test]
-    fn level_0_joins_with_what_it_overlaps() {
-        let level1 = [table(11, "a", "c"), table(12, "c", "f"), table(13, "f", "k"), table(14, "x", "y")];
-        let job = choose(&[table(1, "d", "e"), table(2, "b", "c")], &level1, 2).unwrap();
-        assert_eq!(job, Job { level0: vec![1, 2], level1: vec![11, 12] });
+/// How many entries have expired, about: as if their expiries were spread evenly.
+fn expired(t: &Candidate, now: CommitTs) -> u64 {
+    let (first, last) = t.expiry;
+    if t.expiring == 0 || now.0 < first {
+        return 0;
     }
+    let (passed, all) = (now.0.min(last) - first + 1, last - first + 1);
+    u64::try_from(u128::from(t.expiring) * u128::from(passed) / u128::from(all)).unwrap_or(t.expiring)
+}
 
-    #[test]
-    fn tables_between_two_far_parts_join_too() {
-        let level1 = [table(11, "f", "g"), table(12, "z", "zz")];
-        let job = choose(&[table(1, "a", "b"), table(2, "x", "y")], &level1, 2).unwrap();
-        assert_eq!(job.level1, vec![11]);
+/// In a tree that nobody writes to: brings down what makes it much larger than its deepest level.
+fn settle(shape: &Shape, rules: &Rules, targets: &Targets) -> Option<Plan> {
+    let sizes = shape.sizes();
+    let deepest = (1..LEVELS).rev().find(|l| !shape.level(*l).is_empty()).unwrap_or(LEVELS - 1);
+    let bottom = sizes.get(deepest).copied().unwrap_or_default();
+    let above: u64 = sizes.iter().take(deepest).sum();
+    if !rules.idle || above == 0 || above.saturating_mul(SETTLED_PART) < bottom {
+        return None;
     }
-
-    #[test]
-    fn a_range_delete_of_level_1_pulls_in_what_it_covers() {
-        let level1 = [table(11, "a", ""), table(12, "m", "n"), table(13, "x", "z")];
-        let job = choose(&[table(1, "b", "c")], &level1, 1).unwrap();
-        assert_eq!(job.level1, vec![11, 12, 13]);
-    }
-
-    #[test]
-    fn tables_without_keys_always_join() {
-        let keyless = Candidate { id: 9, span: None };
-        let level1 = [Candidate { id: 10, span: None }, table(11, "a", "b")];
-        let job = choose(&[keyless], &level1, 1).unwrap();
-        assert_eq!(job, Job { level0: vec![9], level1: vec![10] });
-    }
+    (0..deepest).filter(|l| !shape.level(*l).is_empty()).find_map(|l| go_down(shape, rules, targets, l))
 }

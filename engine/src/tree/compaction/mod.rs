@@ -1,7 +1,17 @@
 //! Compaction: keeps the number of tables a read asks small and drops what no view can see.
 //!
-//! Owns: choosing (`choose`, pure) and doing (`run`). There are two levels: level 0 holds flushed
-//! tables that overlap, level 1 sorted tables that do not.
+//! `shape` are the tables as facts, `choose` the pure choice of what to do, `rule` what becomes of each version,
+//! `job` a merge in steps, `outputs` its files, `run` the carrying out. A table whose bytes turn out to be damaged
+//! is left where it is; everything that does not need it goes on. Owns: the history floor's advance. Never: more
+//! than one job at a time.
 
 mod choose;
+mod job;
+pub(super) mod outputs;
+pub(super) mod rule;
 mod run;
+pub(super) mod shape;
+#[cfg(test)]
+mod tests;
+
+pub(super) use run::Compacting;

@@ -12,9 +12,10 @@ use crate::codec::Malformed;
 use crate::lsn::{CommitTs, Lsn, Position};
 use crate::table::filter::key_hash;
 use crate::table::times::Times;
-use crate::table::{Hit, RangeDelete, covering};
+use crate::table::{Hit, RangeDelete};
 
 use super::manifest::Event;
+use super::range_index::RangeIndex;
 
 mod arena;
 mod change;
@@ -44,6 +45,7 @@ struct Inner {
     tree: Tree,
     tally: Tally,
     ranges: Vec<RangeDelete>,
+    range_index: RangeIndex,
     /// Memory of the bounds of `ranges`.
     bound_bytes: usize,
     times: Times,
@@ -69,7 +71,9 @@ impl Inner {
     }
 
     fn bytes(&self) -> usize {
-        let lists = self.ranges.capacity() * size_of::<RangeDelete>() + self.events.capacity() * size_of::<Event>();
+        let lists = self.range_index.bytes()
+            + self.ranges.capacity() * size_of::<RangeDelete>()
+            + self.events.capacity() * size_of::<Event>();
         // A vector's capacity is at most twice its length.
         let times = 2 * self.times.as_bytes().len();
         self.arena.bytes() + self.tree.bytes() + self.tally.bytes() + self.bound_bytes + lists + times
@@ -116,6 +120,7 @@ impl Memtable {
             Work::InOrder(ops) => inner = self.add_all(inner, at.lsn, &mut raw_ops(ops).filter_map(parts)),
             Work::Settled(entries, ranges) => {
                 inner.bound_bytes += ranges.iter().map(|r| r.start.capacity() + r.end.capacity()).sum::<usize>();
+                ranges.iter().for_each(|r| inner.range_index.insert(r));
                 inner.ranges.extend(ranges);
                 self.has_ranges.store(true, Ordering::Release);
                 inner = self.add_all(inner, at.lsn, &mut entries.iter().map(|(k, v)| (None, k.as_slice(), *v)));
@@ -181,7 +186,7 @@ impl Memtable {
 
     /// The highest LSN, at most `at`, of a range delete that covers `key`.
     pub(crate) fn covering(&self, key: &[u8], at: Lsn) -> Lsn {
-        if self.has_ranges() { covering(&self.read().ranges, key, at) } else { Lsn::ZERO }
+        if self.has_ranges() { self.read().range_index.covering(key, at) } else { Lsn::ZERO }
     }
 
     /// The newest version of `key`, whose filter hash is `hash`, at or below `lsn`.

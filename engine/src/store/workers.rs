@@ -1,0 +1,185 @@
+//! The background threads of a store.
+//!
+//! Owns: which threads there are, what rouses them, what an error means to them. Never: the work of a step.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::Store;
+use crate::error::{Error, Result};
+use crate::exec::{Progress, Wake, Worker, WorkerThread};
+
+/// Pause of the threads for flush and compaction when there is nothing to do.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How long a record of [`Durability::Buffered`](super::Durability::Buffered) stays in memory alone.
+const BUFFERED_FOR: Duration = Duration::from_millis(5);
+/// So long without a flush the store counts as one that nobody writes to.
+const QUIET: Duration = Duration::from_secs(10);
+
+impl Store {
+    /// Starts the workers of a node on named threads. Dropping the result stops and joins them.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn start_workers(self: &Arc<Self>) -> Result<Workers> {
+        let spawn = |name: &'static str, wake: &Wake, step: StepFn, pause: Option<Duration>| {
+            let worker = StoreWorker { store: Arc::clone(self), step, pause };
+            WorkerThread::spawn(name, wake.clone(), worker).map_err(|e| Error::io("start a thread for", &self.dir, e))
+        };
+        Ok(Workers {
+            _threads: vec![
+                spawn("log-writer", &self.wake_log, log_step, None)?,
+                spawn("applier", &self.wake_apply, apply_step, None)?,
+                spawn("flush", &self.wake_flush, tend_step, Some(PAUSE))?,
+                self.spawn_compaction()?,
+            ],
+        })
+    }
+
+    /// Starts the background threads of an embedded store: flush and compaction, and the one that hands
+    /// buffered records to the operating system. Dropping the result stops and joins them.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn start_background(self: &Arc<Self>) -> Result<Workers> {
+        let failed = |e| Error::io("start a thread for", &self.dir, e);
+        let flush = StoreWorker { store: Arc::clone(self), step: tend_step, pause: Some(PAUSE) };
+        let flusher = LogFlusher { store: Arc::clone(self), waited: false };
+        Ok(Workers {
+            _threads: vec![
+                WorkerThread::spawn("flush", self.wake_flush.clone(), flush).map_err(failed)?,
+                self.spawn_compaction()?,
+                WorkerThread::spawn("log-flusher", self.wake_flusher.clone(), flusher).map_err(failed)?,
+            ],
+        })
+    }
+}
+
+impl Store {
+    fn spawn_compaction(self: &Arc<Self>) -> Result<WorkerThread> {
+        let worker = Compaction { store: Arc::clone(self), flushes: 0, quiet_since: self.env.clock.monotonic() };
+        WorkerThread::spawn("compaction", self.wake_compaction.clone(), worker)
+            .map_err(|e| Error::io("start a thread for", &self.dir, e))
+    }
+
+    /// After an error in the background: how to go on.
+    fn background_error(&self, e: &Error) -> Progress {
+        match e {
+            // Room may return; writers see the same error from their own calls.
+            Error::DiskFull { .. } => Progress::Sleep(PAUSE),
+            // The log has called the fatal hook; nothing more can be done here.
+            Error::Stopped(_) => Progress::Done,
+            e => {
+                // A tree that cannot take a committed record must not serve on.
+                (self.env.fatal)(&format!("{}: {e}", self.dir.display()));
+                self.committed.close();
+                self.applied.close();
+                Progress::Done
+            }
+        }
+    }
+}
+
+/// Compacts what is due, and what is not once nobody has written for a while.
+struct Compaction {
+    store: Arc<Store>,
+    flushes: u64,
+    quiet_since: Duration,
+}
+
+impl Compaction {
+    fn compact(&mut self) -> Result<Progress> {
+        let progress = self.store.compact_step()?;
+        if progress != Progress::Idle {
+            return Ok(progress);
+        }
+        let (now, flushes) = (self.store.env.clock.monotonic(), self.store.tree.flushes());
+        if flushes != self.flushes {
+            (self.flushes, self.quiet_since) = (flushes, now);
+        }
+        if now.saturating_sub(self.quiet_since) < QUIET {
+            return Ok(Progress::Sleep(PAUSE));
+        }
+        Ok(match self.store.tree.settle_step()? {
+            Progress::Idle => Progress::Sleep(PAUSE),
+            worked => worked,
+        })
+    }
+}
+
+impl Worker for Compaction {
+    fn step(&mut self) -> Progress {
+        self.compact().unwrap_or_else(|e| self.store.background_error(&e))
+    }
+}
+
+/// Hands buffered records to the operating system a moment after the first of them came.
+struct LogFlusher {
+    store: Arc<Store>,
+    waited: bool,
+}
+
+impl Worker for LogFlusher {
+    fn step(&mut self) -> Progress {
+        if !self.waited && self.store.log.buffered_bytes() > 0 {
+            self.waited = true;
+            return Progress::Sleep(BUFFERED_FOR);
+        }
+        self.waited = false;
+        // From here on a writer wakes this thread again; what was appended before is written now.
+        self.store.flusher_awaited.store(false, Ordering::SeqCst);
+        if self.store.log.buffered_bytes() == 0 {
+            return Progress::Idle;
+        }
+        match self.store.log.write_to(self.store.log.appended().get()) {
+            Ok(()) => Progress::Worked,
+            // The log has called the fatal hook.
+            Err(_) => Progress::Done,
+        }
+    }
+}
+
+/// The running workers of a store.
+#[derive(Debug)]
+pub struct Workers {
+    _threads: Vec<WorkerThread>,
+}
+
+type StepFn = fn(&Store) -> Result<Progress>;
+
+struct StoreWorker {
+    store: Arc<Store>,
+    step: StepFn,
+    pause: Option<Duration>,
+}
+
+fn log_step(store: &Store) -> Result<Progress> {
+    let progress = store.log.step()?;
+    if progress == Progress::Worked {
+        store.wake_apply.wake();
+    }
+    Ok(progress)
+}
+
+fn apply_step(store: &Store) -> Result<Progress> {
+    let progress = store.apply_step()?;
+    if store.tree.has_frozen() {
+        store.wake_flush.wake();
+    }
+    Ok(progress)
+}
+
+fn tend_step(store: &Store) -> Result<Progress> {
+    store.tend_step()
+}
+
+impl Worker for StoreWorker {
+    fn step(&mut self) -> Progress {
+        match (self.step)(&self.store) {
+            Ok(Progress::Idle) => self.pause.map_or(Progress::Idle, Progress::Sleep),
+            Ok(progress) => progress,
+            Err(e) => self.store.background_error(&e),
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! A merge on its way: reads its inputs in one stream, in steps, and writes what stays to new tables.
+//!
+//! The history floor is fixed when the job starts. Owns: the count that proves that nothing went missing. Never:
+//! the manifest, wall clocks, the block cache, or more memory than a read-ahead per input, the blocks that are
+//! built, and the packed commit times above the floor.
+
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::lsn::{CommitTs, Lsn};
+use crate::table::cursor::TableCursor;
+use crate::table::format::Origin;
+use crate::table::reader::{Caching, Table};
+use crate::table::superseded::Superseded;
+use crate::table::times::Times;
+use crate::table::{EntryRef, RangeDelete};
+use crate::tree::Tree;
+use crate::tree::merge::{LevelCursor, Merge, Source};
+use crate::tree::version::{HISTORY, Version};
+
+use super::outputs::Outputs;
+use super::rule::{Fate, KeySpans, Rule};
+use super::shape::Candidate;
+
+/// Entries between two looks at how much was done.
+const ENTRIES: u32 = 64;
+
+#[derive(Debug)]
+enum Kind {
+    Main(Rule),
+    /// Of history tables: what is superseded at or below this is dropped.
+    History(Lsn),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) inputs: Vec<Arc<Table>>,
+    pub(super) floor: (Lsn, CommitTs),
+    pub(super) outputs: Outputs,
+    pub(super) dropped: u64,
+    kind: Kind,
+    merge: Merge,
+    /// Range deletes that have still something to hide.
+    ranges: Vec<RangeDelete>,
+    read: u64,
+}
+
+impl Job {
+    /// Merges the tables `ids` into `level`.
+    pub(super) fn new(tree: &Tree, version: &Version, ids: &[u128], level: u8, floor: (Lsn, CommitTs)) -> Self {
+        let inputs: Vec<Arc<Table>> = version.all_tables().filter(|t| ids.contains(&t.id())).cloned().collect();
+        let max_ts = inputs.iter().map(|t| t.properties().max_ts).max().unwrap_or_default();
+        let (kind, ranges) = if level == HISTORY {
+            (Kind::History(floor.0), Vec::new())
+        } else {
+            let rule = Rule::new(Arc::clone(&version.ranges), floor, below(version, usize::from(level)));
+            (Kind::Main(rule), ranges_left(version, &inputs, floor.0))
+        };
+        let merge = merge(version, ids);
+        let outputs = Outputs::new(tree, Origin::Compaction, level, max_ts);
+        Self { inputs, floor, outputs, dropped: 0, kind, merge, ranges, read: 0 }
+    }
+
+    /// Bytes of all inputs.
+    pub(super) fn input_bytes(&self) -> u64 {
+        self.inputs.iter().map(|t| t.bytes()).sum()
+    }
+
+    /// Merges about so many bytes; true when all is merged and the outputs are durable.
+    pub(super) fn step(&mut self, bytes: usize) -> Result<bool> {
+        let mut done = 0;
+        loop {
+            for _ in 0..ENTRIES {
+                if !self.merge.advance()? {
+                    self.finish()?;
+                    return Ok(true);
+                }
+                let Some(entry) = self.merge.entry() else { continue };
+                self.read += 1;
+                done += entry.key.len() + entry.value.map_or(0, <[u8]>::len);
+                match fate(&mut self.kind, entry)? {
+                    (Fate::Keep, true) => self.outputs.add(entry)?,
+                    (Fate::Keep, false) => self.outputs.add_history(entry)?,
+                    (Fate::Superseded(by), _) => self.outputs.add_superseded(entry, by)?,
+                    (Fate::Drop, _) => self.dropped += 1,
+                }
+            }
+            if done >= bytes {
+                return Ok(false);
+            }
+        }
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        let times = match self.kind {
+            Kind::Main(_) => self.times()?,
+            Kind::History(_) => Times::default(),
+        };
+        self.outputs.finish(&self.ranges, &times)?;
+        let expected: u64 = self.inputs.iter().map(|t| t.properties().entries).sum();
+        let (written, dropped) = (self.outputs.entries(), self.dropped);
+        if self.read == expected && written + dropped == expected {
+            return Ok(());
+        }
+        let read = self.read;
+        let what = format!(
+            "compaction lost count: {expected} entries expected, {read} read, {written} written, {dropped} dropped"
+        );
+        let path = self.inputs.first().map(|t| t.path().to_owned()).unwrap_or_default();
+        Err(Error::corruption(&path, 0, None, what))
+    }
+
+    /// The commit times from the floor on, of all inputs.
+    fn times(&self) -> Result<Times> {
+        let all = self.inputs.iter().map(|t| t.times()).collect::<Result<Vec<_>>>()?;
+        let above = all.iter().map(|t| t.iter().filter(|(l, _)| *l >= self.floor.0));
+        let mut heads: Vec<_> = above.map(|mut pairs| (pairs.next(), pairs)).collect();
+        let mut out = Times::default();
+        loop {
+            let next = heads.iter_mut().filter(|(head, _)| head.is_some()).min_by_key(|(head, _)| *head);
+            let Some((head, pairs)) = next else { return Ok(out) };
+            let Some((lsn, ts)) = std::mem::replace(head, pairs.next()) else { return Ok(out) };
+            out.push(lsn, ts)?;
+        }
+    }
+}
+
+/// What becomes of an entry, and whether it is one of the main tables.
+fn fate(kind: &mut Kind, entry: EntryRef<'_>) -> Result<(Fate, bool)> {
+    match kind {
+        Kind::Main(rule) => Ok((rule.judge(entry)?, true)),
+        Kind::History(floor) => {
+            let by = Superseded::decode(entry.value.unwrap_or_default())?.by;
+            Ok((if by <= *floor { Fate::Drop } else { Fate::Keep }, false))
+        }
+    }
+}
+
+/// The key spans of the levels below `level`.
+fn below(version: &Version, level: usize) -> Vec<KeySpans> {
+    let keys = |t: &Arc<Table>| {
+        let p = t.properties();
+        (p.entries > 0).then(|| (p.min_key.clone(), p.max_key.clone()))
+    };
+    let deeper = version.levels.iter().skip(level + 1).filter(|tables| !tables.is_empty());
+    deeper.map(|tables| tables.iter().filter_map(keys).collect()).collect()
+}
+
+/// The inputs' range deletes but for those at or below the floor that hide nothing outside of the inputs.
+fn ranges_left(version: &Version, inputs: &[Arc<Table>], floor: Lsn) -> Vec<RangeDelete> {
+    let all = inputs.iter().flat_map(|t| t.ranges());
+    if inputs.iter().all(|t| t.ranges().is_empty()) {
+        return Vec::new();
+    }
+    let is_input = |t: &&Arc<Table>| inputs.iter().any(|i| i.id() == t.id());
+    let others: Vec<Candidate> = version.tables().filter(|t| !is_input(t)).map(Candidate::of).collect();
+    all.filter(|r| r.lsn > floor || others.iter().any(|t| t.touched_by(r))).cloned().collect()
+}
+
+fn merge(version: &Version, ids: &[u128]) -> Merge {
+    let picked = |tables: &[Arc<Table>]| tables.iter().filter(|t| ids.contains(&t.id())).cloned().collect::<Vec<_>>();
+    let cursor = |t: Arc<Table>| TableCursor::new(t, Vec::new(), Vec::new(), false, Caching::Bypass);
+    let [level0, sorted @ ..] = &version.levels;
+    let alone = picked(level0).into_iter().chain(picked(&version.history));
+    let mut sources: Vec<Source> = alone.map(|t| Source::Table(cursor(t))).collect();
+    for tables in sorted.iter().map(|l| picked(l)).filter(|t| !t.is_empty()) {
+        sources.push(Source::Level(LevelCursor::new(&tables, Vec::new(), Vec::new(), false, Caching::Bypass)));
+    }
+    Merge::new(sources, false)
+}
