@@ -28,6 +28,12 @@ pub trait Worker: Send {
     fn step(&mut self) -> Progress;
 }
 
+/// Lets the calling thread do nothing for so long: for writers that are slowed, who have nothing to wait for.
+#[expect(clippy::disallowed_methods, reason = "this is the execution seam")]
+pub(crate) fn pause(time: Duration) {
+    std::thread::sleep(time);
+}
+
 #[derive(Debug, Default)]
 struct Signal {
     state: Mutex<SignalState>,

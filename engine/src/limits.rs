@@ -52,6 +52,9 @@ pub struct Options {
     /// While the deepest level has at most so many bytes, level 0 is merged right into it; a larger one gets levels
     /// above it, each a tenth of the next.
     pub level_base_bytes: u64,
+    /// Bytes of keys and values a second that merges go through at most, so that they leave the disk to others; 0
+    /// for no bound. Where writers would have to wait for a merge, it does not count.
+    pub compaction_bytes_per_second: u64,
     /// Memory of the whole store, in bytes: memtables, log tail, indexes and filters of tables take what they
     /// need, the block cache has the rest, at least an eighth. See [`Options::with_memory_limit`].
     pub memory_limit: u64,
@@ -89,10 +92,18 @@ impl Options {
             block_bytes: 4 << 10,
             table_bytes: 32 << 20,
             level0_tables: LEVEL0_TABLES,
-            level_base_bytes: BASE_FLUSHES * LEVEL0_TABLES as u64 * part(MEMTABLE_PART, 1 << 20, 128 << 20) as u64,
+            level_base_bytes: Self::level_base_of(part(MEMTABLE_PART, 64 << 10, 128 << 20) as u64),
+            compaction_bytes_per_second: 0,
             memory_limit,
             history_window_us: 600 * 1_000_000,
         }
+    }
+
+    /// What suits as [`Options::level_base_bytes`] for memtables of this size.
+    #[must_use]
+    pub const fn level_base_of(memtable_bytes: u64) -> u64 {
+        let flushed = if memtable_bytes > 1 << 20 { memtable_bytes } else { 1 << 20 };
+        BASE_FLUSHES * LEVEL0_TABLES as u64 * flushed
     }
 
     /// Whether so many bytes of indexes and filters are all that shall be kept: the block cache serves reads of
@@ -120,6 +131,7 @@ impl Options {
             table_bytes: 4 << 10,
             level0_tables: 2,
             level_base_bytes: 12 << 10,
+            compaction_bytes_per_second: 0,
             memory_limit: 96 << 10,
             history_window_us: 1_000,
         }

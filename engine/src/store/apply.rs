@@ -77,7 +77,12 @@ impl Store {
     /// # Errors
     /// As [`Tree::flush_step`](crate::tree::Tree::flush_step).
     pub(super) fn make_room(&self) -> Result<()> {
+        if !self.tree.needs_flush() {
+            return Ok(());
+        }
+        let begun = self.env.clock.monotonic();
         while self.tree.needs_flush() && self.tree.flush_step()? == Progress::Worked {}
+        self.pace.stopped(self.env.clock.monotonic().saturating_sub(begun));
         Ok(())
     }
 

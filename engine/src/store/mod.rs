@@ -8,6 +8,8 @@ mod apply;
 mod evidence;
 mod identity;
 mod maintain;
+mod pace;
+mod stats;
 mod workers;
 mod write;
 
@@ -17,6 +19,8 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use identity::Identity;
+pub use pace::{StallStats, Stalls};
+pub use stats::StoreStats;
 pub use workers::Workers;
 pub use write::Written;
 
@@ -65,6 +69,7 @@ pub struct Store {
     evidence: Mutex<Evidence>,
     wake_log: Wake,
     wake_apply: Wake,
+    pace: pace::Pace,
     wake_flush: Wake,
     wake_compaction: Wake,
     wake_flusher: Wake,
@@ -163,6 +168,7 @@ impl Store {
             evidence: Mutex::new(evidence),
             wake_log: Wake::new(),
             wake_apply: Wake::new(),
+            pace: pace::Pace::default(),
             wake_flush: Wake::new(),
             wake_compaction: Wake::new(),
             wake_flusher: Wake::new(),

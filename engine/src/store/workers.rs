@@ -27,6 +27,7 @@ impl Store {
             let worker = StoreWorker { store: Arc::clone(self), step, pause };
             WorkerThread::spawn(name, wake.clone(), worker).map_err(|e| Error::io("start a thread for", &self.dir, e))
         };
+        self.pace.turn_on();
         Ok(Workers {
             _threads: vec![
                 spawn("log-writer", &self.wake_log, log_step, None)?,
@@ -46,6 +47,7 @@ impl Store {
         let failed = |e| Error::io("start a thread for", &self.dir, e);
         let flush = StoreWorker { store: Arc::clone(self), step: tend_step, pause: Some(PAUSE) };
         let flusher = LogFlusher { store: Arc::clone(self), waited: false };
+        self.pace.turn_on();
         Ok(Workers {
             _threads: vec![
                 WorkerThread::spawn("flush", self.wake_flush.clone(), flush).map_err(failed)?,
@@ -58,7 +60,8 @@ impl Store {
 
 impl Store {
     fn spawn_compaction(self: &Arc<Self>) -> Result<WorkerThread> {
-        let worker = Compaction { store: Arc::clone(self), flushes: 0, quiet_since: self.env.clock.monotonic() };
+        let now = self.env.clock.monotonic();
+        let worker = Compaction { store: Arc::clone(self), flushes: 0, quiet_since: now, not_before: now };
         WorkerThread::spawn("compaction", self.wake_compaction.clone(), worker)
             .map_err(|e| Error::io("start a thread for", &self.dir, e))
     }
@@ -86,10 +89,28 @@ struct Compaction {
     store: Arc<Store>,
     flushes: u64,
     quiet_since: Duration,
+    /// The bytes merged so far have used the time until then, by the rate that is allowed.
+    not_before: Duration,
 }
 
 impl Compaction {
     fn compact(&mut self) -> Result<Progress> {
+        // Who holds writers back must not hold back itself.
+        let rate = self.store.tree.compaction_rate().filter(|_| self.store.tree.slow().is_none());
+        let now = self.store.env.clock.monotonic();
+        if rate.is_some() && now < self.not_before {
+            return Ok(Progress::Sleep(self.not_before - now));
+        }
+        let before = self.store.tree.stepped_bytes();
+        let progress = self.compact_or_settle()?;
+        if let Some(rate) = rate {
+            let bytes = self.store.tree.stepped_bytes().saturating_sub(before);
+            self.not_before = now + Duration::from_secs_f64(bytes as f64 / rate as f64);
+        }
+        Ok(progress)
+    }
+
+    fn compact_or_settle(&mut self) -> Result<Progress> {
         let progress = self.store.compact_step()?;
         if progress != Progress::Idle {
             return Ok(progress);

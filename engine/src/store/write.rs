@@ -129,6 +129,10 @@ impl Store {
                 position
             }
         };
+        let wait = self.pace(batch.encoded_len());
+        if !wait.is_zero() {
+            crate::exec::pause(wait);
+        }
         Ok(Written { position, durability })
     }
 

@@ -1,6 +1,6 @@
 //! The block cache: decoded data blocks, weighed in bytes, shared by all tables of a tree.
 //!
-//! Owns: the bound on its memory, hit and miss counts. Never: blocks read by compaction, which
+//! Owns: the bound on its memory, what reads count. Never: blocks read by compaction, which
 //! would push out what readers use.
 
 use std::hash::{BuildHasherDefault, Hasher};
@@ -11,6 +11,7 @@ use quick_cache::Weighter;
 use quick_cache::sync::{Cache, DefaultLifecycle};
 
 use super::block::Block;
+use super::tally::{Counts, Event, Tally};
 
 /// Table file number (unique within the process) and offset of the block.
 type CacheKey = (u64, u64);
@@ -51,8 +52,7 @@ impl Hasher for Mix {
 pub(crate) struct BlockCache {
     blocks: Cache<CacheKey, Arc<Block>, ByBytes, BuildHasherDefault<Mix>>,
     next_table: AtomicU64,
-    hits: AtomicU64,
-    misses: AtomicU64,
+    tally: Tally,
 }
 
 impl BlockCache {
@@ -61,8 +61,7 @@ impl BlockCache {
         Self {
             blocks: Cache::with(items, bytes, ByBytes, BuildHasherDefault::default(), DefaultLifecycle::default()),
             next_table: AtomicU64::new(0),
-            hits: AtomicU64::new(0),
-            misses: AtomicU64::new(0),
+            tally: Tally::default(),
         }
     }
 
@@ -80,8 +79,7 @@ impl BlockCache {
 
     pub(super) fn get(&self, table: u64, offset: u64) -> Option<Arc<Block>> {
         let found = self.blocks.get(&(table, offset));
-        let counter = if found.is_some() { &self.hits } else { &self.misses };
-        counter.fetch_add(1, Ordering::Relaxed);
+        self.count(if found.is_some() { Event::CacheHit } else { Event::CacheMiss });
         found
     }
 
@@ -89,8 +87,17 @@ impl BlockCache {
         self.blocks.insert((table, offset), Arc::clone(block));
     }
 
-    /// Hits, misses, bytes held.
-    pub(crate) fn counts(&self) -> (u64, u64, u64) {
-        (self.hits.load(Ordering::Relaxed), self.misses.load(Ordering::Relaxed), self.blocks.weight())
+    pub(super) fn count(&self, event: Event) {
+        self.tally.count(event);
+    }
+
+    /// What reads counted.
+    pub(crate) fn counts(&self) -> Counts {
+        self.tally.counts()
+    }
+
+    /// Bytes held.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.blocks.weight()
     }
 }

@@ -35,6 +35,7 @@ pub(crate) mod format;
 mod index;
 pub(crate) mod reader;
 pub(crate) mod superseded;
+mod tally;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]

@@ -22,6 +22,7 @@ use super::format::{
     decode_ranges, take_block, take_section,
 };
 use super::index::Index;
+use super::tally::Event;
 use super::times::Times;
 use super::{Hit, RangeDelete};
 
@@ -192,8 +193,17 @@ impl Table {
     /// The newest version of `key`, whose filter hash is `hash`, at or below `lsn`.
     pub(crate) fn get(&self, key: &[u8], hash: u64, lsn: Lsn) -> Result<Option<Hit>> {
         if self.filtered && !self.filter()?.may_contain(hash) {
+            self.cache.count(Event::FilterSpared);
             return Ok(None);
         }
+        let found = self.look_up(key, lsn)?;
+        if self.filtered && found.is_none() {
+            self.cache.count(Event::FilterWrong);
+        }
+        Ok(found)
+    }
+
+    fn look_up(&self, key: &[u8], lsn: Lsn) -> Result<Option<Hit>> {
         let index = self.index()?;
         let mut at = index.find(key);
         while let Some(place) = index.place(at) {

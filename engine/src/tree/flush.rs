@@ -32,9 +32,11 @@ impl Tree {
         if let (Some(barrier), Some(end)) = (self.barrier.0.get(), memtable.end()) {
             barrier(end.lsn)?;
         }
+        let begun = self.env.clock.monotonic();
         let mut out = self.write_tables(memtable)?;
         self.install_flush(memtable, &out)?;
         out.keep();
+        self.pressure.flushed(memtable.bytes() as u64, self.env.clock.monotonic().saturating_sub(begun));
         self.counters.flushed_bytes.fetch_add(out.bytes(), Ordering::Relaxed);
         self.counters.flushes.fetch_add(1, Ordering::Relaxed);
         Ok(Progress::Worked)

@@ -30,6 +30,7 @@ mod manifest;
 mod manifest_file;
 mod memtable;
 mod merge;
+mod pressure;
 mod published;
 mod range_index;
 mod read_only;
@@ -42,6 +43,7 @@ mod view;
 
 pub use checkpoint::{Checkpoint, PinnedTables, install_manifest};
 pub use manifest::{ManifestSummary, manifest_tables};
+pub use pressure::Cause;
 pub use read_only::ReadOnly;
 pub use stats::{LevelStats, TreeStats};
 pub use view::{Entry, Found, Scan, ScanEntry, View};
@@ -50,6 +52,7 @@ use compaction::Compacting;
 use manifest::{EpochStart, Event, Placed, State};
 use manifest_file::Manifest;
 use memtable::{Change, Memtable};
+use pressure::Pressure;
 use published::Published;
 use stats::Counters;
 use stop::Stop;
@@ -75,6 +78,7 @@ pub struct Tree {
     flushing: Mutex<()>,
     compacting: Mutex<Compacting>,
     counters: Counters,
+    pressure: Pressure,
     barrier: Barrier,
 }
 
@@ -184,9 +188,10 @@ impl Tree {
             flushing: Mutex::new(()),
             compacting: Mutex::default(),
             counters: Counters::default(),
+            pressure: Pressure::default(),
             barrier: Barrier::default(),
         };
-        tree.share_memory();
+        tree.look_after_change();
         Ok(tree)
     }
 
@@ -374,16 +379,17 @@ impl Tree {
         self.published.version()
     }
 
-    /// Replaces the version, and gives the block cache what its memtables and tables leave of the memory.
     fn change_version(&self, change: impl FnOnce(&mut Version)) {
         self.published.change(change);
-        self.share_memory();
+        self.look_after_change();
     }
 
-    fn share_memory(&self) {
+    /// Gives the block cache what memtables and tables leave of the memory, and measures what writers are slowed by.
+    fn look_after_change(&self) {
         let version = self.version();
         let pinned = version.all_tables().map(|t| t.pinned_bytes()).sum();
         self.cache.set_capacity(self.options.cache_bytes(version.memtables().count(), pinned));
+        self.pressure.measure(&version, &self.options);
     }
 
     fn random_id(env: &Env) -> u128 {

@@ -55,6 +55,10 @@ pub struct TreeStats {
     pub cache_hits: u64,
     /// Blocks read from files for readers.
     pub cache_misses: u64,
+    /// Look-ups in a table that its filter spared.
+    pub filter_spared: u64,
+    /// Look-ups that a filter let pass though the key, or a version old enough, was not there.
+    pub filter_wrong: u64,
     /// Memory of the block cache, in bytes.
     pub cache_bytes: u64,
     /// Memory of the indexes and filters of all tables, in bytes.
@@ -102,6 +106,8 @@ pub(super) struct Counters {
     pub(super) compacted_bytes: AtomicU64,
     pub(super) dropped: AtomicU64,
     pub(super) damaged: AtomicU64,
+    /// Bytes of keys and values that merges went through, unfinished ones too.
+    pub(super) stepped_bytes: AtomicU64,
 }
 
 impl Tree {
@@ -110,11 +116,16 @@ impl Tree {
         self.counters.flushes.load(Ordering::Relaxed)
     }
 
+    /// Bytes of keys and values that merges went through since the tree was opened.
+    pub(crate) fn stepped_bytes(&self) -> u64 {
+        self.counters.stepped_bytes.load(Ordering::Relaxed)
+    }
+
     /// Counts and sizes.
     #[must_use]
     pub fn stats(&self) -> TreeStats {
         let version = self.version();
-        let (cache_hits, cache_misses, cache_bytes) = self.cache.counts();
+        let reads = self.cache.counts();
         let c = &self.counters;
         let count = |n: &AtomicU64| n.load(Ordering::Relaxed);
         TreeStats {
@@ -131,9 +142,11 @@ impl Tree {
             compacted_bytes: count(&c.compacted_bytes),
             dropped_entries: count(&c.dropped),
             damaged_tables: count(&c.damaged),
-            cache_hits,
-            cache_misses,
-            cache_bytes,
+            cache_hits: reads.cache_hits,
+            cache_misses: reads.cache_misses,
+            filter_spared: reads.filter_spared,
+            filter_wrong: reads.filter_wrong,
+            cache_bytes: self.cache.bytes(),
             pinned_bytes: version.all_tables().map(|t| t.pinned_bytes()).sum(),
         }
     }

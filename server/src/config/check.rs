@@ -43,6 +43,8 @@ pub struct Config {
     pub memory_limit: u64,
     /// Memtable size at which it is flushed, in bytes.
     pub memtable_bytes: u64,
+    /// Bytes a second that compaction goes through at most; 0 for no bound.
+    pub compaction_rate: u64,
     /// Size of a log segment, in bytes.
     pub segment_bytes: u64,
     /// Log kept on disk for slots, in bytes.
@@ -104,6 +106,7 @@ impl Config {
             archive_object_bytes: bytes(l, "archive.object_bytes", 4 * KIB..=64 << 20)?,
             memory_limit,
             memtable_bytes,
+            compaction_rate: bytes(l, "storage.compaction_rate", 0..=1024 * GIB)?,
             segment_bytes: bytes(l, "storage.segment_bytes", segment_min..=SEGMENT_BYTES_MAX)?,
             retained_log_bytes: bytes(l, "storage.retained_log_bytes", 0..=1024 * 1024 * GIB)?,
             history_window_s: number(l, "storage.history_window_s", 0..=366 * 86_400)?,
@@ -156,6 +159,8 @@ impl Config {
             segment_bytes: self.segment_bytes,
             retained_log_bytes: self.retained_log_bytes,
             memtable_bytes: size(self.memtable_bytes),
+            level_base_bytes: Options::level_base_of(self.memtable_bytes),
+            compaction_bytes_per_second: self.compaction_rate,
             history_window_us: self.history_window_s * 1_000_000,
             ..Options::with_memory_limit(self.memory_limit)
         }
@@ -180,6 +185,7 @@ impl Config {
             "archive.interval_ms" => self.archive_interval_ms.to_string(),
             "archive.object_bytes" => self.archive_object_bytes.to_string(),
             "storage.memtable_bytes" => self.memtable_bytes.to_string(),
+            "storage.compaction_rate" => self.compaction_rate.to_string(),
             "storage.segment_bytes" => self.segment_bytes.to_string(),
             "storage.memory_limit" => self.memory_limit.to_string(),
             "storage.retained_log_bytes" => self.retained_log_bytes.to_string(),

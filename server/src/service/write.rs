@@ -117,6 +117,11 @@ impl Service {
         }
         let _permits = self.admit(&write)?;
         let (store, epoch, _) = self.primary()?;
+        // Where flush and compaction are behind, all writers are slowed before any would have to stop.
+        let wait = store.pace(write.batch.encoded_len());
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
+        }
         // Cheap in memory; waits for the disk only when the log's buffers are full.
         let position = store.append(epoch, &write.batch, &write.conditions)?;
         let timeout = write.timeout.unwrap_or(self.timeout);

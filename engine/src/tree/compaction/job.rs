@@ -5,6 +5,7 @@
 //! built, and the packed commit times above the floor.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::lsn::{CommitTs, Lsn};
@@ -39,6 +40,11 @@ pub(super) struct Job {
     pub(super) floor: (Lsn, CommitTs),
     pub(super) outputs: Outputs,
     pub(super) dropped: u64,
+    /// When it began, by the monotonic clock, and how many bytes of level 0 it brings down.
+    pub(super) begun: Duration,
+    pub(super) level0_bytes: u64,
+    /// Bytes of keys and values merged so far.
+    pub(super) processed: u64,
     kind: Kind,
     merge: Merge,
     /// Range deletes that have still something to hide.
@@ -58,8 +64,12 @@ impl Job {
             (Kind::Main(rule), ranges_left(version, &inputs, floor.0))
         };
         let merge = merge(version, ids);
+        let [level0, ..] = &version.levels;
+        let from_level0 = level0.iter().filter(|t| ids.contains(&t.id()) && level > 0);
+        let level0_bytes = from_level0.map(|t| t.properties().raw_bytes).sum();
+        let begun = tree.env.clock.monotonic();
         let outputs = Outputs::new(tree, Origin::Compaction, level, max_ts);
-        Self { inputs, floor, outputs, dropped: 0, kind, merge, ranges, read: 0 }
+        Self { inputs, floor, outputs, dropped: 0, begun, level0_bytes, processed: 0, kind, merge, ranges, read: 0 }
     }
 
     /// Bytes of all inputs.
@@ -69,7 +79,7 @@ impl Job {
 
     /// Merges about so many bytes; true when all is merged and the outputs are durable.
     pub(super) fn step(&mut self, bytes: usize) -> Result<bool> {
-        let mut done = 0;
+        let end = self.processed.saturating_add(bytes as u64);
         loop {
             for _ in 0..ENTRIES {
                 if !self.merge.advance()? {
@@ -78,7 +88,7 @@ impl Job {
                 }
                 let Some(entry) = self.merge.entry() else { continue };
                 self.read += 1;
-                done += entry.key.len() + entry.value.map_or(0, <[u8]>::len);
+                self.processed += (entry.key.len() + entry.value.map_or(0, <[u8]>::len)) as u64;
                 match fate(&mut self.kind, entry)? {
                     (Fate::Keep, true) => self.outputs.add(entry)?,
                     (Fate::Keep, false) => self.outputs.add_history(entry)?,
@@ -86,7 +96,7 @@ impl Job {
                     (Fate::Drop, _) => self.dropped += 1,
                 }
             }
-            if done >= bytes {
+            if self.processed >= end {
                 return Ok(false);
             }
         }

@@ -102,6 +102,11 @@ impl Tree {
         }
     }
 
+    /// Bytes a second that merges may go through, unless writers wait for them.
+    pub(crate) fn compaction_rate(&self) -> Option<u64> {
+        Some(self.options.compaction_bytes_per_second).filter(|rate| *rate > 0)
+    }
+
     /// What is wrong with the tables that compaction found to be damaged, in no order. It leaves them alone, as
     /// do reads that do not need the damaged part.
     #[must_use]
@@ -167,7 +172,10 @@ impl Tree {
     /// A step of the running job; the last one makes its outputs count. After an error the job is over.
     fn step(&self, state: &mut Compacting, bytes: usize) -> Result<()> {
         let Some(mut job) = state.job.take() else { return Ok(()) };
-        if !job.step(bytes)? {
+        let before = job.processed;
+        let done = job.step(bytes)?;
+        self.counters.stepped_bytes.fetch_add(job.processed - before, Ordering::Relaxed);
+        if !done {
             state.job = Some(job);
             return Ok(());
         }
@@ -190,6 +198,9 @@ impl Tree {
         c.merged_bytes.fetch_add(job.input_bytes(), Ordering::Relaxed);
         c.compacted_bytes.fetch_add(job.outputs.bytes(), Ordering::Relaxed);
         job.outputs.keep();
+        if job.level0_bytes > 0 {
+            self.pressure.merged(job.level0_bytes, self.env.clock.monotonic().saturating_sub(job.begun));
+        }
         Ok(())
     }
 

@@ -1,0 +1,179 @@
+//! Pace: writers that are faster than flush and compaction are slowed, a little at first, long before they would
+//! have to stop; each delay has a cause.
+//!
+//! All writers share one schedule: every byte is given its time, and a writer waits for the time of its own. At
+//! pressure `p` (see `tree::pressure`) bytes get `1 / p²` of the rate that the background manages: at a half four
+//! times that rate, at one as much. Short waits are saved up, for a sleep has a coarse grain. Owns: the schedule and
+//! its account. Never: a lock held while waiting.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::Store;
+use crate::tree::Cause;
+
+/// Waits below this are saved up.
+const GRAIN: Duration = Duration::from_millis(1);
+/// No writer waits longer at once.
+const LONGEST: Duration = Duration::from_millis(100);
+
+/// Time that writers were held back for one cause.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stalls {
+    /// Delays.
+    pub count: u64,
+    /// Their sum, in microseconds.
+    pub total_us: u64,
+    /// The longest, in microseconds.
+    pub max_us: u64,
+}
+
+/// Why and how long writers were held back, since the store was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StallStats {
+    /// Memtables waited for their flush.
+    pub flush: Stalls,
+    /// Tables of level 0 waited for their merge.
+    pub level0: Stalls,
+    /// Deeper levels were over their sizes.
+    pub levels: Stalls,
+    /// As many memtables waited as may: writers stopped until one was flushed.
+    pub stopped: Stalls,
+}
+
+#[derive(Debug, Default)]
+struct Account {
+    count: AtomicU64,
+    total_us: AtomicU64,
+    max_us: AtomicU64,
+}
+
+impl Account {
+    fn add(&self, wait: Duration) {
+        let us = u64::try_from(wait.as_micros()).unwrap_or(u64::MAX);
+        self.count.fetch_add(1, Ordering::Relaxed);
+        self.total_us.fetch_add(us, Ordering::Relaxed);
+        self.max_us.fetch_max(us, Ordering::Relaxed);
+    }
+
+    fn stalls(&self) -> Stalls {
+        let load = |n: &AtomicU64| n.load(Ordering::Relaxed);
+        Stalls { count: load(&self.count), total_us: load(&self.total_us), max_us: load(&self.max_us) }
+    }
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    /// Without background threads waiting would change nothing.
+    on: AtomicBool,
+    /// Up to this time, in nanoseconds of the monotonic clock, the bytes written so far have used it.
+    used_ns: AtomicU64,
+    accounts: [Account; 4],
+}
+
+impl Pace {
+    pub(super) fn turn_on(&self) {
+        self.on.store(true, Ordering::Relaxed);
+    }
+
+    /// A writer stood still for so long.
+    pub(super) fn stopped(&self, wait: Duration) {
+        let [.., stopped] = &self.accounts;
+        stopped.add(wait);
+    }
+
+    pub(super) fn stats(&self) -> StallStats {
+        let [flush, level0, levels, stopped] = &self.accounts;
+        StallStats {
+            flush: flush.stalls(),
+            level0: level0.stalls(),
+            levels: levels.stalls(),
+            stopped: stopped.stalls(),
+        }
+    }
+
+    /// Gives `cost` its time after all that was given before; the wait that this means at `now`.
+    fn schedule(&self, now: Duration, cost: Duration) -> Duration {
+        let ns = |d: Duration| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX);
+        let (now, cost) = (ns(now), ns(cost));
+        // Time that nobody used is lost: a pause earns no burst.
+        let add = |used: u64| Some(used.max(now).saturating_add(cost));
+        let before = self.used_ns.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).unwrap_or(now);
+        Duration::from_nanos(before.max(now).saturating_add(cost) - now)
+    }
+}
+
+impl Store {
+    /// How long the writer of so many bytes should wait before it writes again, because flush and compaction are
+    /// behind. Mostly zero, and then cheap. Nothing waits here: the caller does.
+    pub fn pace(&self, bytes: usize) -> Duration {
+        if !self.pace.on.load(Ordering::Relaxed) {
+            return Duration::ZERO;
+        }
+        let Some(slow) = self.tree.slow() else { return Duration::ZERO };
+        let cost = Duration::from_secs_f64(bytes as f64 * slow.by * slow.by / slow.rate.max(1) as f64);
+        let wait = self.pace.schedule(self.env.clock.monotonic(), cost);
+        if wait < GRAIN {
+            return Duration::ZERO;
+        }
+        let wait = wait.min(LONGEST);
+        let [flush, level0, levels, _] = &self.pace.accounts;
+        match slow.cause {
+            Cause::Flush => flush.add(wait),
+            Cause::Level0 => level0.add(wait),
+            Cause::Levels => levels.add(wait),
+        }
+        wait
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(feature = "sim")]
+    #[test]
+    fn writers_are_slowed_the_more_the_further_compaction_is_behind_and_not_after_it() {
+        use crate::batch::Batch;
+        use crate::clock::SimClock;
+        use crate::store::{Durability, Identity};
+        use crate::{ClusterId, CommitTs, Env, Options, TimelineId};
+
+        let fs = crate::fs::sim::SimFs::new(1);
+        let dir = std::path::Path::new("/data");
+        fs.prepare_dir(dir).unwrap();
+        let clock = SimClock::new(CommitTs(1_000_000));
+        let (env, _) = Env::sim(fs, std::sync::Arc::clone(&clock), 1);
+        let identity = Identity { cluster: ClusterId(1), timeline: TimelineId(1) };
+        let store = Store::create(env, dir, &Options::tiny(), identity).unwrap();
+        let mut by = Vec::new();
+        for n in 0..24u32 {
+            let mut batch = Batch::new();
+            batch.put(&n.to_be_bytes(), b"value").unwrap().put(b"k", b"value").unwrap();
+            store.write(&batch, &[], Durability::Written).unwrap();
+            store.tree().flush_all().unwrap();
+            by.push(store.tree().slow().map_or(0.0, |s| s.by));
+        }
+        assert_eq!(by[..4], [0.0; 4], "level 0 is not merged before it is full");
+        assert!(by.windows(2).all(|w| w[0] <= w[1] && w[1] - w[0] < 0.2), "no jumps: {by:?}");
+        assert!(by.last().is_some_and(|b| (b - 2.0).abs() < 0.01), "{by:?}");
+        assert_eq!(store.pace(1 << 20), Duration::ZERO, "nobody compacts, so waiting is of no use");
+        store.pace.turn_on();
+        let wait = store.pace(1 << 20);
+        assert!(wait > GRAIN && wait <= LONGEST, "{wait:?}");
+        let stalls = store.stats().stalls;
+        assert_eq!((stalls.level0.count, stalls.flush.count, stalls.levels.count), (1, 0, 0));
+        while store.maintain_step().unwrap() == crate::exec::Progress::Worked {}
+        assert_eq!(store.pace(1 << 20), Duration::ZERO);
+    }
+
+    #[test]
+    fn bytes_get_their_time_one_after_the_other_and_a_pause_earns_nothing() {
+        let (pace, ms) = (Pace::default(), Duration::from_millis);
+        assert_eq!(pace.schedule(ms(1000), ms(4)), ms(4));
+        assert_eq!(pace.schedule(ms(1001), ms(4)), ms(7));
+        assert_eq!(pace.schedule(ms(1008), ms(4)), ms(4));
+        assert_eq!(pace.schedule(ms(9000), ms(4)), ms(4));
+    }
+}

@@ -1,0 +1,27 @@
+//! Everything a store counts, in one struct.
+//!
+//! Owns: nothing but the putting together. Never: work.
+
+use super::Store;
+use super::pace::StallStats;
+use crate::log::LogStats;
+use crate::tree::TreeStats;
+
+/// See the parts. Counters begin at zero when the store is opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct StoreStats {
+    /// Levels, flushes, compactions, cache, filters.
+    pub tree: TreeStats,
+    /// Syncs and their latency, bytes written.
+    pub log: LogStats,
+    /// Delays of writers, by cause.
+    pub stalls: StallStats,
+}
+
+impl Store {
+    /// Counts and sizes of log and tree, and why writers were held back.
+    #[must_use]
+    pub fn stats(&self) -> StoreStats {
+        StoreStats { tree: self.tree.stats(), log: self.log.stats(), stalls: self.pace.stats() }
+    }
+}
