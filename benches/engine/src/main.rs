@@ -25,7 +25,7 @@ struct Options {
     /// Engines to run, separated by commas: mainstay, mainstay-buffered, fjall, redb, rocksdb, lmdb
     #[arg(long, value_delimiter = ',', default_value = engines::DEFAULT)]
     engines: Vec<String>,
-    /// Workloads to run, separated by commas; there are also ycsb-a to ycsb-f and sustained
+    /// Workloads to run, separated by commas; there are also ycsb-a to ycsb-f, sustained, larger
     #[arg(long, value_delimiter = ',', default_value = workloads::DEFAULT)]
     workloads: Vec<String>,
     /// Keys in the store

@@ -30,6 +30,10 @@ pub struct Line {
     pub space_amplification: f64,
     /// Most memory of the process so far, in MiB.
     pub rss_mib: u64,
+    /// Memory of the process at the end of the workload, in MiB.
+    pub rss_now_mib: u64,
+    /// What the engine says of its own work.
+    pub notes: String,
     /// Sustained: the worst second's operations as a part of the median second's.
     pub worst_second: f64,
 }
@@ -38,14 +42,24 @@ impl Line {
     /// The line for people.
     pub fn shown(&self) -> String {
         let mut out = format!(
-            "{:<18} {:<17} {:>11.0} op/s  p50 {:>8.1}  p99 {:>8.1}  p99.9 {:>8.1} us  {:>5} MiB",
-            self.engine, self.workload, self.ops_per_second, self.p50_us, self.p99_us, self.p999_us, self.rss_mib
+            "{:<18} {:<17} {:>11.0} op/s  p50 {:>8.1}  p99 {:>8.1}  p99.9 {:>8.1} us  {:>5}/{} MiB",
+            self.engine,
+            self.workload,
+            self.ops_per_second,
+            self.p50_us,
+            self.p99_us,
+            self.p999_us,
+            self.rss_now_mib,
+            self.rss_mib
         );
         if self.disk_bytes > 0 {
             let _ = write!(out, "  {} MiB on disk", self.disk_bytes >> 20);
         }
         if self.worst_second > 0.0 {
             let _ = write!(out, "  worst second {:.0} %", self.worst_second * 100.0);
+        }
+        if !self.notes.is_empty() {
+            let _ = write!(out, "\n    {}", self.notes);
         }
         out
     }

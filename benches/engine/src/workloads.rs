@@ -50,7 +50,10 @@ pub fn run(options: &Options, name: &str) -> Result<()> {
     if wants("fillseq") {
         run.fill_in_order()?;
     }
-    let own_store = |w: &&String| !w.starts_with("durable-") && *w != "fillseq";
+    if wants("larger") {
+        run.larger()?;
+    }
+    let own_store = |w: &&String| !w.starts_with("durable-") && *w != "fillseq" && *w != "larger";
     if options.workloads.iter().any(|w| own_store(&w)) {
         run.with_random_keys()?;
     }
@@ -81,7 +84,9 @@ impl Run<'_> {
             durability: engine.durability().to_owned(),
             keys: self.options.keys,
             value_bytes: self.options.value_bytes,
-            rss_mib: rss_mib(),
+            rss_mib: rss_mib("VmHWM:"),
+            rss_now_mib: rss_mib("VmRSS:"),
+            notes: engine.notes(),
             ..Line::default()
         }
     }
@@ -106,6 +111,41 @@ impl Run<'_> {
         Self::print(&line)
     }
 
+    /// A store that is much larger than the cache: filled, closed, opened, read.
+    fn larger(&self) -> Result<()> {
+        let (keys, bytes) = (self.options.keys, self.options.value_bytes);
+        let engine = self.open("larger")?;
+        // A permutation: every key once, in no order.
+        let step = (keys * 5 / 8..).find(|s| gcd(*s, keys) == 1).unwrap_or(1);
+        let timed = self.threads(1, keys, |_, n, random, v| {
+            let n = n.wrapping_mul(step) % keys;
+            value(v, n, bytes, random);
+            engine.put(&key(n), v)
+        })?;
+        let mut line = self.line(&*engine, "larger-fill", &timed);
+        engine.settle()?;
+        drop(engine);
+        line.disk_bytes = disk_bytes(&self.dir.join("larger"))?;
+        Self::print(&line)?;
+        let (start, mut latency) = (Instant::now(), Histogram::new(3)?);
+        let engine = self.open("larger")?;
+        ensure!(engine.get(&key(keys / 2), &mut |_| ())?, "a key is missing");
+        let time = start.elapsed();
+        latency.record(time.as_nanos() as u64)?;
+        Self::print(&self.line(&*engine, "larger-open", &Timed { ops: 1, time, latency }))?;
+        for threads in [1, 2] {
+            let timed = self.threads(threads, keys.min(1_000_000), |_, _, random, _| {
+                let (n, mut whole) = (random.below(keys), false);
+                engine.get(&key(n), &mut |v| whole = is_value(v, n, bytes))?;
+                ensure!(whole, "key {n} is missing or has a value of another key");
+                Ok(())
+            })?;
+            let name = if threads == 1 { "larger-read" } else { "larger-read-2" };
+            Self::print(&self.line(&*engine, name, &timed))?;
+        }
+        Ok(())
+    }
+
     /// The workloads on a store that was filled at random.
     fn with_random_keys(&self) -> Result<()> {
         let engine = self.open("random")?;
@@ -127,7 +167,7 @@ impl Run<'_> {
         }
         for workload in &self.options.workloads {
             let line = match workload.as_str() {
-                "fillseq" | "fillrandom" => continue,
+                "fillseq" | "fillrandom" | "larger" => continue,
                 w if w.starts_with("durable-") => continue,
                 "sustained" => self.sustained(&*engine)?,
                 w if w.starts_with("ycsb-") => self.line(&*engine, w, &self.ycsb(&*engine, w)?),
@@ -339,6 +379,10 @@ impl Run<'_> {
     }
 }
 
+fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
 /// The time of a workload is over.
 #[derive(Debug)]
 struct Over;
@@ -370,9 +414,9 @@ fn disk_bytes(dir: &Path) -> Result<u64> {
     Ok(all)
 }
 
-/// The most memory this process has used, in MiB; 0 where the system does not say.
-fn rss_mib() -> u64 {
+/// Memory of this process by a line of its status, in MiB; 0 where the system does not say.
+fn rss_mib(which: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+    let line = status.lines().find_map(|l| l.strip_prefix(which));
     line.and_then(|l| l.trim().trim_end_matches(" kB").trim().parse::<u64>().ok()).unwrap_or_default() >> 10
 }

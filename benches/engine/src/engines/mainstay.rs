@@ -100,4 +100,27 @@ impl Engine for Mainstay {
         self.store.tree().compact_all()?;
         Ok(())
     }
+
+    fn notes(&self) -> String {
+        let s = self.store.stats();
+        let levels: Vec<String> = s.tree.levels.iter().map(|l| l.tables.to_string()).collect();
+        let stall = |s: mainstay_engine::store::Stalls| {
+            format!("{} ms in {} (most {})", s.total_us / 1000, s.count, s.max_us / 1000)
+        };
+        format!(
+            "tables {} + {} of history, space {:.2}, writes {:.2}, stalls: flush {}, level 0 {}, levels {}, stopped {}; MiB: \
+             memtables {}, pinned {}, cache {}",
+            levels.join(" "),
+            s.tree.history.tables,
+            s.tree.space_amplification(),
+            s.tree.write_amplification(),
+            stall(s.stalls.flush),
+            stall(s.stalls.level0),
+            stall(s.stalls.levels),
+            stall(s.stalls.stopped),
+            s.tree.memtable_bytes >> 20,
+            s.tree.pinned_bytes >> 20,
+            s.tree.cache_bytes >> 20,
+        )
+    }
 }
