@@ -56,7 +56,7 @@ pub struct Options {
     /// for no bound. Where writers would have to wait for a merge, it does not count.
     pub compaction_bytes_per_second: u64,
     /// Memory of the whole store, in bytes: memtables, log tail, indexes and filters of tables take what they
-    /// need, the block cache has the rest, at least an eighth. See [`Options::with_memory_limit`].
+    /// need, an eighth is for work in progress, the block cache has the rest, at least an eighth. See [`Options::with_memory_limit`].
     pub memory_limit: u64,
     /// How long superseded versions stay readable, in microseconds of commit time.
     pub history_window_us: u64,
@@ -66,6 +66,9 @@ pub struct Options {
 const MEMTABLE_PART: u64 = 12;
 /// Of the memory limit, this part is the log's tail.
 const TAIL_PART: u64 = 24;
+/// Of the memory limit, this part is for what flushes, merges and reads hold while they work, and for what an
+/// allocator cannot use.
+const WORK_PART: u64 = 8;
 const MEMORY_LIMIT: u64 = 256 << 20;
 const LEVEL0_TABLES: usize = 4;
 /// A merge of level 0 rewrites at most so many times its own size below.
@@ -114,7 +117,8 @@ impl Options {
 
     /// What the block cache may take beside `memtables` memtables and `pinned` bytes of indexes and filters.
     pub(crate) fn cache_bytes(&self, memtables: usize, pinned: u64) -> u64 {
-        let others = (self.tail_memory_bytes + memtables * self.memtable_bytes) as u64 + pinned;
+        let work = self.memory_limit / WORK_PART;
+        let others = (self.tail_memory_bytes + memtables * self.memtable_bytes) as u64 + pinned + work;
         self.memory_limit.saturating_sub(others).max(self.memory_limit / 8)
     }
 

@@ -323,7 +323,7 @@ impl Log {
     /// Counts since the log was opened.
     #[must_use]
     pub fn stats(&self) -> LogStats {
-        self.shared.counters.stats()
+        self.shared.counters.stats(lock(&self.shared.tail).bytes())
     }
 
     /// Bytes of log on disk and their number of segments, the one made ahead not counted.

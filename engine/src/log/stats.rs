@@ -49,6 +49,8 @@ pub struct LogStats {
     pub written_bytes: u64,
     /// Calls that did so.
     pub writes: u64,
+    /// Memory of the newest records, kept for readers close to the end, in bytes.
+    pub tail_bytes: u64,
     /// How long the syncs took.
     pub sync_latency: SyncLatency,
 }
@@ -83,7 +85,7 @@ impl Counters {
         self.max_us.fetch_max(us, Ordering::Relaxed);
     }
 
-    pub(super) fn stats(&self) -> LogStats {
+    pub(super) fn stats(&self, tail_bytes: usize) -> LogStats {
         let get = |n: &AtomicU64| n.load(Ordering::Relaxed);
         let mut sync_latency =
             SyncLatency { total_us: get(&self.total_us), max_us: get(&self.max_us), ..SyncLatency::default() };
@@ -93,6 +95,7 @@ impl Counters {
             synced_records: get(&self.synced_records),
             written_bytes: get(&self.written_bytes),
             writes: get(&self.writes),
+            tail_bytes: tail_bytes as u64,
             sync_latency,
         }
     }
@@ -105,11 +108,11 @@ mod tests {
     #[test]
     fn quantiles_come_from_buckets() {
         let c = Counters::default();
-        assert_eq!(c.stats().sync_latency.quantile_us(0.5), 0);
+        assert_eq!(c.stats(0).sync_latency.quantile_us(0.5), 0);
         for us in [0, 1, 100, 130, 150, 160, 200, 250, 300, 5_000_000_000] {
             c.synced(3, Duration::from_micros(us));
         }
-        let stats = c.stats();
+        let stats = c.stats(0);
         assert_eq!((stats.syncs, stats.synced_records), (10, 30));
         assert_eq!(stats.sync_latency.quantile_us(0.1), 2);
         assert_eq!(stats.sync_latency.quantile_us(0.5), 256);

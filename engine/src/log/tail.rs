@@ -166,6 +166,11 @@ impl Tail {
         self.cuts.push(last);
     }
 
+    /// Bytes of the records held.
+    pub(super) const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// How many cuts there were.
     pub(super) fn cut_count(&self) -> usize {
         self.cuts.len()

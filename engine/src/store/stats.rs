@@ -18,6 +18,15 @@ pub struct StoreStats {
     pub stalls: StallStats,
 }
 
+impl StoreStats {
+    /// Memory that counts against [`Options::memory_limit`](crate::Options::memory_limit) now, in bytes: memtables,
+    /// log tail, indexes and filters of tables, block cache.
+    #[must_use]
+    pub const fn memory_bytes(&self) -> u64 {
+        self.tree.memtable_bytes + self.log.tail_bytes + self.tree.pinned_bytes + self.tree.cache_bytes
+    }
+}
+
 impl Store {
     /// Counts and sizes of log and tree, and why writers were held back.
     #[must_use]

@@ -51,7 +51,7 @@ pub use view::{Entry, Found, Scan, ScanEntry, View};
 use compaction::Compacting;
 use manifest::{EpochStart, Event, Placed, State};
 use manifest_file::Manifest;
-use memtable::{Change, Memtable};
+use memtable::{Change, Memtable, Spare};
 use pressure::Pressure;
 use published::Published;
 use stats::Counters;
@@ -80,6 +80,7 @@ pub struct Tree {
     counters: Counters,
     pressure: Pressure,
     barrier: Barrier,
+    spare: Spare,
 }
 
 type BarrierFn = dyn Fn(Lsn) -> Result<()> + Send + Sync;
@@ -172,7 +173,9 @@ impl Tree {
         let tables_dir = tables_dir(dir);
         let cache = Arc::new(BlockCache::new(options.memory_limit, options.block_bytes));
         let state = manifest.state();
-        let version = open_tables(&env, &tables_dir, &cache, state, options)?;
+        let spare = Memtable::spare(options.memtable_bytes);
+        let active = Memtable::new(options.memtable_bytes, &spare);
+        let version = open_tables(&env, &tables_dir, &cache, state, options, active)?;
         let applier = Applier { epochs: state.epochs.clone(), timeline: state.timeline };
         let published = Published::new(version, state.flushed);
         let tree = Self {
@@ -190,6 +193,7 @@ impl Tree {
             counters: Counters::default(),
             pressure: Pressure::default(),
             barrier: Barrier::default(),
+            spare,
         };
         tree.look_after_change();
         Ok(tree)
@@ -277,7 +281,7 @@ impl Tree {
         if self.version().active.end().is_none() {
             return;
         }
-        let next = Arc::new(Memtable::new(self.options.memtable_bytes));
+        let next = Arc::new(Memtable::new(self.options.memtable_bytes, &self.spare));
         self.change_version(|version| {
             let full = std::mem::replace(&mut version.active, next);
             version.frozen.insert(0, full);
@@ -388,7 +392,8 @@ impl Tree {
     fn look_after_change(&self) {
         let version = self.version();
         let pinned = version.all_tables().map(|t| t.pinned_bytes()).sum();
-        self.cache.set_capacity(self.options.cache_bytes(version.memtables().count(), pinned));
+        // At least two: what one leaves behind waits for the next.
+        self.cache.set_capacity(self.options.cache_bytes(version.memtables().count().max(2), pinned));
         self.pressure.measure(&version, &self.options);
     }
 
@@ -404,7 +409,14 @@ impl Tree {
     }
 }
 
-fn open_tables(env: &Env, dir: &Path, cache: &Arc<BlockCache>, state: &State, options: &Options) -> Result<Version> {
+fn open_tables(
+    env: &Env,
+    dir: &Path,
+    cache: &Arc<BlockCache>,
+    state: &State,
+    options: &Options,
+    active: Memtable,
+) -> Result<Version> {
     let deepest = state.tables.iter().map(|p| p.level).filter(|l| *l < HISTORY).max().unwrap_or_default();
     let (mut tables, mut pinned) = (Vec::new(), 0);
     for Placed { level, file } in &state.tables {
@@ -418,7 +430,7 @@ fn open_tables(env: &Env, dir: &Path, cache: &Arc<BlockCache>, state: &State, op
         pinned += table.pinned_bytes();
         tables.push((*level, Arc::new(table)));
     }
-    let mut version = Version::new(options.memtable_bytes, state.flushed, state.floor);
+    let mut version = Version::new(active, state.flushed, state.floor);
     version.change_tables(&[], &tables);
     Ok(version)
 }

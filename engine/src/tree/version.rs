@@ -42,9 +42,9 @@ pub(crate) struct Version {
 }
 
 impl Version {
-    pub(crate) fn new(memtable_bytes: usize, flushed: Position, floor: (Lsn, CommitTs)) -> Self {
+    pub(crate) fn new(active: Memtable, flushed: Position, floor: (Lsn, CommitTs)) -> Self {
         Self {
-            active: Arc::new(Memtable::new(memtable_bytes)),
+            active: Arc::new(active),
             frozen: Vec::new(),
             levels: Default::default(),
             history: Vec::new(),

@@ -17,8 +17,8 @@ use crate::tree::manifest::Placed;
 use crate::tree::stop::Stop;
 use crate::tree::version::HISTORY;
 
-/// A history table gets no larger than this, in bytes.
-const HISTORY_BYTES: u64 = 256 << 20;
+/// A history table gets no larger than this, in bytes: its index and filter are in memory until it is finished.
+const HISTORY_BYTES: u64 = 64 << 20;
 
 /// See the module.
 #[derive(Debug)]

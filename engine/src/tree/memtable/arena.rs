@@ -12,6 +12,8 @@
 
 use crate::lsn::Lsn;
 
+use super::spare::Spare;
+
 /// Bytes of a chunk that holds many entries. A chunk's place fits 16 bits of [`UNIT`]s.
 const CHUNK: usize = UNIT << 16;
 /// First size of the first chunk: a tiny memtable shall not cost a whole one.
@@ -53,9 +55,20 @@ pub(super) struct Arena {
     open: Option<usize>,
     /// Capacity of all chunks.
     bytes: usize,
+    spare: Spare,
 }
 
 impl Arena {
+    /// An empty one, that takes chunks from `spare` and leaves them there.
+    pub(super) fn new(spare: Spare) -> Self {
+        Self { chunks: Vec::new(), open: None, bytes: 0, spare }
+    }
+
+    /// For arenas of `bytes` at a time.
+    pub(super) fn spare(bytes: usize) -> Spare {
+        Spare::of(bytes, CHUNK)
+    }
+
     /// Whether entries of `bytes` in all, [`OVERHEAD`] included, surely find addresses.
     pub(super) const fn has_room(&self, bytes: usize) -> bool {
         // A chunk is added for a large entry, or after at least three quarters of one were filled.
@@ -110,7 +123,8 @@ impl Arena {
     }
 
     fn add_chunk(&mut self, size: usize) -> usize {
-        let chunk = Vec::with_capacity(size);
+        let spare = if size == CHUNK { self.spare.take() } else { None };
+        let chunk = spare.unwrap_or_else(|| Vec::with_capacity(size));
         self.bytes += chunk.capacity();
         self.chunks.push(chunk);
         self.chunks.len() - 1
@@ -126,6 +140,12 @@ impl Arena {
         let (key, rest) = rest.split_at(lens as u32 as usize);
         let value = (value_len & PUT != 0).then(|| &rest[..(value_len & !PUT) as usize]);
         Entry { lsn: Lsn(lsn), key, value }
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        self.spare.keep(std::mem::take(&mut self.chunks), |c| c.capacity() == CHUNK);
     }
 }
 
@@ -177,6 +197,28 @@ mod tests {
         assert_eq!(arena.bytes, real);
         arena.push(Lsn(9), (None, b"k"), Some(&[0; 2 * CHUNK]));
         assert_eq!(arena.bytes - real, HEADER + 8 + 2 * CHUNK);
+    }
+
+    #[test]
+    fn chunks_are_used_again_and_their_number_is_bounded() {
+        let spare = Arena::spare(2 * CHUNK);
+        let fill = || {
+            let mut arena = Arena::new(spare.clone());
+            (0..40_000).for_each(|n| _ = arena.push(Lsn(n), (None, b"key"), Some(&[7; 100])));
+            arena
+        };
+        let arena = fill();
+        assert!(arena.chunks.len() > 5);
+        drop(arena);
+        let (first, second) = (spare.take().unwrap(), spare.take().unwrap());
+        assert!(spare.take().is_none(), "more than the bound");
+        let kept = [first.as_ptr(), second.as_ptr()];
+        spare.keep(vec![first, second], |_| true);
+        let mut arena = fill();
+        assert_eq!(arena.chunks.iter().filter(|c| kept.contains(&c.as_ptr())).count(), 2);
+        assert!(spare.take().is_none(), "not taken");
+        let addr = arena.push(Lsn(9), (None, b"key"), None);
+        check(&arena, addr, 9, b"key", None);
     }
 
     #[test]

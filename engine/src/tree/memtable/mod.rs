@@ -1,6 +1,6 @@
 //! The newest part of the tree, in memory: ordered versions of keys and a list of range deletes.
 //!
-//! Entries lie in an arena (`arena`), a B+tree orders them (`tree`, of `slots` in `pages`), a filter
+//! Entries lie in an arena (`arena`, its chunks reused by `spare`), a B+tree orders them (`tree`, of `slots` in `pages`), a filter
 //! spares look-ups of absent keys (`filter`). Owns: what is under the lock and for how long, and the
 //! account of memory. Never: files, and never a record above the commit LSN \[I2\].
 
@@ -23,12 +23,14 @@ mod filter;
 mod iter;
 mod pages;
 mod slots;
+mod spare;
 #[cfg(test)]
 mod tests;
 mod tree;
 
 pub(crate) use change::Change;
 pub(crate) use iter::MemtableCursor;
+pub(crate) use spare::Spare;
 
 use arena::Arena;
 use change::Work;
@@ -81,10 +83,15 @@ impl Inner {
 }
 
 impl Memtable {
+    /// What the memtables of a tree hand on to each other: as much as one of `memtable_bytes` needs.
+    pub(crate) fn spare(memtable_bytes: usize) -> Spare {
+        Arena::spare(memtable_bytes)
+    }
+
     /// An empty memtable that will be frozen at `memtable_bytes`.
-    pub(crate) fn new(memtable_bytes: usize) -> Self {
+    pub(crate) fn new(memtable_bytes: usize, spare: &Spare) -> Self {
         Self {
-            inner: RwLock::default(),
+            inner: RwLock::new(Inner { arena: Arena::new(spare.clone()), ..Inner::default() }),
             filter: Filter::new(memtable_bytes),
             has_ranges: AtomicBool::new(false),
             bytes: AtomicUsize::new(0),

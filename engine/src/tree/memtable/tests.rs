@@ -158,7 +158,7 @@ struct Run {
 
 impl Run {
     fn new(shape: Shape, seed: u64) -> Self {
-        let memtable = Arc::new(Memtable::new([1 << 10, 64 << 10, 32 << 20][seed as usize % 3]));
+        let memtable = Arc::new(Memtable::new([1 << 10, 64 << 10, 32 << 20][seed as usize % 3], &Spare::default()));
         Self { shape, rng: SeededRng::new(seed), head: Head::default(), memtable, model: Model::default(), n: 0 }
     }
 
@@ -325,7 +325,7 @@ fn a_large_record_is_taken_in_whole_and_refused_whole() {
 fn memory_is_honest_and_leaves_are_full() {
     for (shape, least) in [(Shape::Ascending, 99), (Shape::Streams, 90), (Shape::Random, 60), (Shape::Descending, 90)] {
         let mut run = Run::new(shape, 9);
-        run.memtable = Arc::new(Memtable::new(3 << 20));
+        run.memtable = Arc::new(Memtable::new(3 << 20, &Spare::default()));
         assert!(run.memtable.bytes() == 0);
         let mut user = 0;
         for n in 0..20_000 {
@@ -398,7 +398,7 @@ fn timings() {
         let decoded: Vec<Record<'_>> = records.iter().map(|r| Record::decode(r).unwrap()).collect();
         let mut rows: [Vec<u128>; 8] = Default::default();
         for _ in 0..5 {
-            let m = Arc::new(Memtable::new(32 << 20));
+            let m = Arc::new(Memtable::new(32 << 20, &Spare::default()));
             rows[0].push(ns_each(&clock, TIMED, || {
                 for r in &decoded {
                     m.apply(r.position(), Change::of(r).unwrap()).unwrap();
