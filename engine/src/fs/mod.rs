@@ -14,6 +14,7 @@ mod conformance;
 pub mod os;
 #[cfg(feature = "sim")]
 pub mod sim;
+mod window;
 
 /// How to open a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +61,27 @@ pub trait File: Send + Sync + Debug {
     /// # Errors
     /// The operating system's.
     fn sync_data(&self) -> io::Result<()>;
+
+    /// A window on `from..from + len`, which must lie inside the file; `None` where there is no such thing, and the
+    /// caller writes as usual.
+    ///
+    /// # Errors
+    /// The operating system's: the bytes there cannot be read or written.
+    fn window(&self, from: u64, len: usize) -> io::Result<Option<Box<dyn Window>>> {
+        let _ = (from, len);
+        Ok(None)
+    }
+}
+
+/// A stretch of a file that takes small writes without a call to the operating system for each. What is written
+/// survives the process at once, shows in reads of the file at once, and is durable after [`File::sync_data`],
+/// as with [`File::write_all_at`].
+pub trait Window: Send + Debug {
+    /// Writes all of `buf` at `offset` of the file.
+    ///
+    /// # Errors
+    /// `InvalidInput` outside the window.
+    fn write_at(&mut self, buf: &[u8], offset: u64) -> io::Result<()>;
 }
 
 /// A held lock on a directory; released on drop or when the process ends.

@@ -1,7 +1,7 @@
 //! The real file system. The only module of the engine that touches the operating system's files.
 //!
 //! Owns: positional reads and writes, `fdatasync`, directory sync, advisory locks. Never: retrying
-//! a failed sync \[I3\], mapping files (an I/O error must come back as a value).
+//! a failed sync \[I3\], reading through mapped files (an I/O error must come back as a value; see `window`).
 
 #![expect(clippy::disallowed_methods, reason = "this is the file-system seam")]
 
@@ -11,7 +11,8 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{File, Fs, LockGuard, OpenMode};
+use super::window::Mapped;
+use super::{File, Fs, LockGuard, OpenMode, Window};
 
 /// The operating system's files. Directories are made with mode 0700, files with 0600.
 #[derive(Debug, Default)]
@@ -47,6 +48,10 @@ impl File for OsFile {
 
     fn sync_data(&self) -> io::Result<()> {
         self.0.sync_data()
+    }
+
+    fn window(&self, from: u64, len: usize) -> io::Result<Option<Box<dyn Window>>> {
+        Ok(Mapped::new(&self.0, from, len)?.map(|m| Box::new(m) as Box<dyn Window>))
     }
 }
 

@@ -22,7 +22,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use super::{File, Fs, LockGuard, OpenMode};
+use super::{File, Fs, LockGuard, OpenMode, Window};
 
 mod content;
 mod dice;
@@ -212,16 +212,19 @@ impl SimFs {
     }
 }
 
-/// An open simulated file.
+/// An open simulated file, or a window on one. Clones are one handle.
+#[derive(Clone, Debug)]
+struct SimFile(Arc<Handle>);
+
 #[derive(Debug)]
-struct SimFile {
+struct Handle {
     shared: Shared,
     ino: Ino,
     generation: u64,
     writable: bool,
 }
 
-impl SimFile {
+impl Handle {
     fn disk(&self, for_writing: bool) -> io::Result<MutexGuard<'_, Disk>> {
         let disk = self.shared.disk();
         disk.alive(self.generation)?;
@@ -234,28 +237,38 @@ impl SimFile {
 
 impl File for SimFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.disk(false)?.call_whole(OpClass::Read, |disk| disk.read(self.ino, buf, offset))
+        self.0.disk(false)?.call_whole(OpClass::Read, |disk| disk.read(self.0.ino, buf, offset))
     }
 
     fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        self.disk(true)?.call(OpClass::Write, |disk, fault| disk.write(self.ino, buf, offset, fault))
+        self.0.disk(true)?.call(OpClass::Write, |disk, fault| disk.write(self.0.ino, buf, offset, fault))
     }
 
     fn len(&self) -> io::Result<u64> {
-        self.disk(false)?.len(self.ino)
+        self.0.disk(false)?.len(self.0.ino)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.disk(true)?.call_whole(OpClass::Write, |disk| disk.set_len(self.ino, len))
+        self.0.disk(true)?.call_whole(OpClass::Write, |disk| disk.set_len(self.0.ino, len))
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.shared.wait_for_stalls();
-        self.disk(false)?.call(OpClass::SyncData, |disk, fault| disk.sync_data(self.ino, fault))
+        self.0.shared.wait_for_stalls();
+        self.0.disk(false)?.call(OpClass::SyncData, |disk, fault| disk.sync_data(self.0.ino, fault))
+    }
+
+    fn window(&self, _: u64, _: usize) -> io::Result<Option<Box<dyn Window>>> {
+        Ok(Some(Box::new(self.clone())))
     }
 }
 
-impl Drop for SimFile {
+impl Window for SimFile {
+    fn write_at(&mut self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.write_all_at(buf, offset)
+    }
+}
+
+impl Drop for Handle {
     fn drop(&mut self) {
         self.shared.disk().close(self.ino, self.generation, false);
     }
@@ -283,7 +296,8 @@ impl Fs for SimFs {
         let mut disk = self.0.disk();
         let generation = disk.powered()?;
         let ino = disk.call_whole(class, |disk| disk.open(path, mode))?;
-        Ok(Arc::new(SimFile { shared: self.0.clone(), ino, generation, writable: mode != OpenMode::Read }))
+        let writable = mode != OpenMode::Read;
+        Ok(Arc::new(SimFile(Arc::new(Handle { shared: self.0.clone(), ino, generation, writable }))))
     }
 
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {

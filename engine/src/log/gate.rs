@@ -63,7 +63,8 @@ pub(super) struct Lead {
     /// Members of the group, and those of them who wait.
     size: usize,
     waiting: usize,
-    since: Duration,
+    /// When the leadership began, if that counts for how long the next leader gathers.
+    since: Option<Duration>,
 }
 
 impl Gate {
@@ -121,7 +122,8 @@ impl Gate {
                     self.gather(expected, until, clock);
                     s = self.lock();
                 }
-                return Some(self.take_group(&s, 1, clock));
+                let since = (gather == Gather::Yes).then(|| clock.monotonic());
+                return Some(self.take_group(&s, 1, since));
             }
             // Seen under the lock: whoever ends the group does so after.
             let (turn, seen) = (self.turn(mine), self.turn(mine).seen());
@@ -143,14 +145,14 @@ impl Gate {
         }
         self.exclusive.fetch_sub(1, Ordering::SeqCst);
         s.leading = true;
-        self.take_group(&s, 0, clock)
+        self.take_group(&s, 0, Some(clock.monotonic()))
     }
 
     /// `own` of the group's members is the leader itself.
-    fn take_group(&self, _held: &MutexGuard<'_, State>, own: usize, clock: &dyn Clock) -> Lead {
+    fn take_group(&self, _held: &MutexGuard<'_, State>, own: usize, since: Option<Duration>) -> Lead {
         let size = self.queued.swap(0, Ordering::SeqCst);
         let group = self.group.fetch_add(1, Ordering::SeqCst);
-        Lead { group, size, waiting: size.saturating_sub(own), since: clock.monotonic() }
+        Lead { group, size, waiting: size.saturating_sub(own), since }
     }
 
     /// Waits for as many as are expected. The lock is not held, or nobody could come.
@@ -168,8 +170,10 @@ impl Gate {
         let mut s = self.lock();
         s.leading = false;
         s.ended = lead.group + 1;
-        s.acked = clock.monotonic();
-        s.patience = (s.acked.saturating_sub(lead.since) / 3).clamp(GATHER_MIN, GATHER_MAX);
+        if let Some(since) = lead.since {
+            s.acked = clock.monotonic();
+            s.patience = (s.acked.saturating_sub(since) / 3).clamp(GATHER_MIN, GATHER_MAX);
+        }
         let (next, queued, exclusive) = (self.group(), self.queued(), self.exclusive());
         // Those who came meanwhile and those who come back, or two halves would take turns for ever.
         s.expected = lead.size + queued;

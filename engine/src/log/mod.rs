@@ -6,7 +6,8 @@
 //! retrying a failed write or sync.
 //!
 //! Files: `frame` and `segment` (formats), `tail` (newest records in memory), `gate` (who leads a
-//! group commit), `signal` (how its threads wait), `writer` (append, write, sync), `reader`, `recovery`, `truncate`, `slots`.
+//! group commit), `signal` (how its threads wait), `writer` (append, write, sync), `sink` (how bytes get
+//! into files), `reader`, `recovery`, `truncate`, `slots`.
 //!
 //! Locks, in the order in which they may be taken: `releasing`, leadership of the gate, `head`, `prepare`,
 //! `segments`, `tail`. None but the leadership is held across a commit's I/O; `head` is held while
@@ -30,6 +31,7 @@ mod reader;
 mod recovery;
 mod segment;
 mod signal;
+mod sink;
 mod slots;
 mod stats;
 mod tail;
@@ -79,8 +81,8 @@ struct Shared {
     written: AtomicU64,
     /// Bytes of frames in memory only.
     pending_bytes: AtomicUsize,
-    /// The segment that has written bytes which no sync covers yet. Held by whoever leads.
-    unsynced: Mutex<Option<Arc<Segment>>>,
+    /// Held by whoever leads.
+    sink: Mutex<sink::Sink>,
     counters: stats::Counters,
     stopped: OnceLock<String>,
 }

@@ -482,7 +482,7 @@ impl<'a> Walk<'a> {
             durable: Watermark::new(end),
             written: AtomicU64::new(end.0),
             pending_bytes: AtomicUsize::new(0),
-            unsynced: Mutex::default(),
+            sink: Mutex::default(),
             counters: super::stats::Counters::default(),
             stopped: OnceLock::new(),
         };

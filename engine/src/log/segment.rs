@@ -9,7 +9,7 @@
 //! proves everything up to its base, and a frame proves the header.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use xxhash_rust::xxh3::xxh3_64;
@@ -170,6 +170,7 @@ impl Blank {
             salt,
             base,
             index: Mutex::default(),
+            next_noted: AtomicU64::new(0),
             header_synced: AtomicBool::new(false),
         }
     }
@@ -186,6 +187,8 @@ pub(super) struct Segment {
     /// The record before the first one in here.
     pub(super) base: Position,
     index: Mutex<Vec<(Lsn, u64)>>,
+    /// Below this offset no frame gets an index entry: most of them are seen off without the lock.
+    next_noted: AtomicU64,
     header_synced: AtomicBool,
 }
 
@@ -200,6 +203,7 @@ impl Segment {
             salt: h.salt,
             base: h.base,
             index: Mutex::new(index),
+            next_noted: AtomicU64::new(0),
             header_synced: AtomicBool::new(true),
         }
     }
@@ -223,8 +227,12 @@ impl Segment {
 
     /// Notes that the frame of record `lsn` starts at `offset`.
     pub(super) fn note(&self, lsn: Lsn, offset: u64) {
+        if offset < self.next_noted.load(Ordering::Relaxed) {
+            return;
+        }
         let mut index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
-        index_push(&mut index, lsn, offset);
+        let next = index_push(&mut index, lsn, offset);
+        self.next_noted.store(next, Ordering::Relaxed);
     }
 
     /// An offset at which a frame starts, at or before that of the first record at or above `lsn`.
@@ -237,15 +245,18 @@ impl Segment {
     /// Forgets what lies above `lsn`.
     pub(super) fn forget_above(&self, lsn: Lsn) {
         self.index.lock().unwrap_or_else(PoisonError::into_inner).retain(|(l, _)| *l <= lsn);
+        self.next_noted.store(0, Ordering::Relaxed);
     }
 }
 
-/// Adds an index entry if the last one is far enough away.
-pub(super) fn index_push(index: &mut Vec<(Lsn, u64)>, lsn: Lsn, offset: u64) {
-    let last = index.last().map_or(FRAMES_AT, |(_, o)| *o);
-    if offset >= last + INDEX_EVERY {
-        index.push((lsn, offset));
+/// Adds an index entry if the last one is far enough away; the offset from which on the next one will be.
+pub(super) fn index_push(index: &mut Vec<(Lsn, u64)>, lsn: Lsn, offset: u64) -> u64 {
+    let next = index.last().map_or(FRAMES_AT, |(_, o)| *o) + INDEX_EVERY;
+    if offset < next {
+        return next;
     }
+    index.push((lsn, offset));
+    offset + INDEX_EVERY
 }
 
 #[cfg(test)]

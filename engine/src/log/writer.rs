@@ -311,25 +311,22 @@ impl Shared {
             self.durable.raise(last);
         }
         // What earlier groups wrote and did not sync counts as this one's.
-        let mut unsynced = lock(&self.unsynced);
+        let mut sink = lock(&self.sink);
         for part in &parts {
             let segment = &part.segment;
             if part.opens {
-                if let Some(before) = unsynced.take() {
+                if let Some(before) = sink.take_unsynced() {
                     before.file.sync_data().map_err(|e| self.fatal_io("sync", &before.path, e))?;
                 }
                 segment.write_header().map_err(|e| self.fatal_io("write the header of", &segment.path, e))?;
             }
-            let write = segment.file.write_all_at(&part.bytes, part.offset);
+            let write = sink.write(segment, &part.bytes, part.offset, sync);
             write.map_err(|e| self.fatal_io("write", &segment.path, e))?;
             self.counters.wrote(part.bytes.len());
             self.written.store(part.last.0, Ordering::Release);
-            if unsynced.as_ref().is_none_or(|s| !Arc::ptr_eq(s, segment)) {
-                *unsynced = Some(Arc::clone(segment));
-            }
         }
         if sync {
-            if let Some(segment) = unsynced.take() {
+            if let Some(segment) = sink.take_unsynced() {
                 let start = self.env.clock.monotonic();
                 segment.file.sync_data().map_err(|e| self.fatal_io("sync", &segment.path, e))?;
                 let took = self.env.clock.monotonic().saturating_sub(start);
@@ -337,7 +334,7 @@ impl Shared {
             }
             self.durable.raise(last);
         }
-        drop(unsynced);
+        drop(sink);
         if let Some(part) = parts.pop_back()
             && part.bytes.capacity() <= SPARE_BYTES_MAX
         {

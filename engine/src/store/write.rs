@@ -141,7 +141,7 @@ impl Store {
     fn append_visible(&self, batch: &Batch, conditions: &[Condition]) -> Result<Position> {
         let _order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
         let last = self.log.last();
-        if self.tree.applied().lsn < last.lsn {
+        if self.applied.get() < last.lsn {
             self.committed.raise(last.lsn);
             self.apply_upto(last.lsn)?;
         }

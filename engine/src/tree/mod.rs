@@ -207,7 +207,7 @@ impl Tree {
     pub fn apply(&self, record: &Record<'_>) -> Result<()> {
         self.stop.check()?;
         let mut applier = lock(&self.applier);
-        let version = self.version();
+        let version = self.published.load();
         record.follows(&self.applied())?;
         let lsn = record.header.lsn;
         let malformed = |m: crate::codec::Malformed| Error::corruption(&self.tables_dir, 0, Some(lsn), m.0);
@@ -235,7 +235,7 @@ impl Tree {
     pub fn apply_batch(&self, at: Position, batch: &Batch) -> Result<bool> {
         self.stop.check()?;
         let _applier = lock(&self.applier);
-        let (version, applied) = (self.version(), self.applied());
+        let (version, applied) = (self.published.load(), self.applied());
         if at.lsn != applied.lsn.next() {
             return Err(RecordError::Discontinuous { epoch: at.epoch, lsn: at.lsn, after: applied.lsn }.into());
         }

@@ -83,9 +83,14 @@ impl Published {
         self.version.load_full()
     }
 
+    /// The present version for a moment: cheaper than [`Published::version`], not to be kept.
+    pub(super) fn load(&self) -> Guard<Arc<Version>> {
+        self.version.load()
+    }
+
     /// Looks at the present version for a moment.
     pub(super) fn with<R>(&self, look: impl FnOnce(&Version) -> R) -> R {
-        look(&self.version.load())
+        look(&self.load())
     }
 
     /// Puts a changed copy in the present version's place.

@@ -1,0 +1,71 @@
+//! A stretch of a file mapped for writing: the only mapped memory, and the only `unsafe` code, of the engine.
+//!
+//! A call to write 200 bytes costs 1 µs, of which the copy is 10 ns; stored into a mapped page they are as safe from the
+//! end of the process, for the page belongs to the operating system. What speaks against mapped files does not
+//! apply: the pages are made present and writable when the window is, so that an I/O error comes back as a value there;
+//! should one yet be met by a store later, the process ends by a signal, as it ends on any failed write of the log
+//! \[I3\]. Owns: the mapping. Never: reads, and never a file that others cut short.
+
+use std::fs;
+use std::io;
+
+use memmap2::{MmapMut, MmapOptions};
+
+use super::Window;
+
+/// Mappings begin at multiples of this: no page of a common system is larger.
+const ALIGN: u64 = 64 << 10;
+
+#[derive(Debug)]
+pub(super) struct Mapped {
+    map: MmapMut,
+    from: u64,
+}
+
+impl Mapped {
+    /// `None` where the file system has no mapped files.
+    #[expect(unsafe_code, reason = "a mapping is unsafe to make: see inside")]
+    pub(super) fn new(file: &fs::File, from: u64, len: usize) -> io::Result<Option<Self>> {
+        let start = from / ALIGN * ALIGN;
+        let len = len + usize::try_from(from - start).map_err(|_| io::ErrorKind::InvalidInput)?;
+        if file.metadata()?.len() < start + len as u64 {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "a window beyond the end of its file"));
+        }
+        // SAFETY: the memory is only ever written, through `copy_from_slice`, by the one owner of this value; no
+        // reference to its bytes leaves this module, so nobody can see them change under a `&[u8]`. The directory is
+        // locked against other processes of ours. A file cut short by something else makes a store end the process.
+        let mapped = unsafe { MmapOptions::new().offset(start).len(len).map_mut(file) };
+        let map = match mapped {
+            Ok(map) => map,
+            Err(e) if e.kind() == io::ErrorKind::OutOfMemory => return Err(e),
+            // Not every file system can.
+            Err(_) => return Ok(None),
+        };
+        populate(&map)?;
+        Ok(Some(Self { map, from: start }))
+    }
+}
+
+/// Makes all pages present and writable now, at a tenth of what it costs one by one.
+#[cfg(target_os = "linux")]
+fn populate(map: &MmapMut) -> io::Result<()> {
+    match map.advise(memmap2::Advice::PopulateWrite) {
+        // Before Linux 5.14: a page is made ready by the first store into it.
+        Err(e) if e.kind() == io::ErrorKind::InvalidInput => Ok(()),
+        other => other,
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn populate(_: &MmapMut) -> io::Result<()> {
+    Ok(())
+}
+
+impl Window for Mapped {
+    fn write_at(&mut self, buf: &[u8], offset: u64) -> io::Result<()> {
+        let at = offset.checked_sub(self.from).and_then(|at| usize::try_from(at).ok());
+        let to = at.and_then(|at| self.map.get_mut(at..)?.get_mut(..buf.len()));
+        to.ok_or(io::ErrorKind::InvalidInput)?.copy_from_slice(buf);
+        Ok(())
+    }
+}
