@@ -27,6 +27,10 @@ pub enum Bug {
     IgnoreChain,
     /// End a restore one record early.
     RestoreStopsEarly,
+    /// Believe a frame that was written for another use of its file.
+    IgnoreSalt,
+    /// Give a released segment its new name with its old header in it.
+    KeepOldHeader,
     /// Leave the old bytes behind a cut in place.
     SkipZeroAfterCut,
     /// Drop a delete while an older version of its key stands further below.

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //!  0  record_len  u32   bytes of the record; 0 = a mark, which carries evidence only
-//!  4  salt        u32   that of the segment, so that bytes of an older use of the file do not count
+//!  4  salt        u32   that of the segment, so that frames of an older use of the file do not count
 //!  8  durable     u64   highest LSN that this node knew to be durable here when it wrote the frame
 //! 16  checksum    u64   xxh3-64 over bytes 0..16 and the record's own checksum (0 for a mark)
 //! 24  record, then zeros to a multiple of 8
@@ -13,6 +13,7 @@
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::codec::Cursor;
+use crate::fault::{Bug, planted};
 use crate::lsn::Lsn;
 use crate::record::RECORD_BYTES_MAX;
 
@@ -82,7 +83,8 @@ pub(super) fn decode(bytes: &[u8], salt: Option<u32>) -> Result<Frame<'_>, NoFra
     let sum = c.u64().map_err(short)?;
     let record_len = len as usize;
     // A salt is never 0, so zeros are no frame.
-    if found == 0 || salt.is_some_and(|s| s != found) || record_len > RECORD_BYTES_MAX || (1..8).contains(&record_len) {
+    let other = salt.is_some_and(|s| s != found) && !planted(Bug::IgnoreSalt);
+    if found == 0 || other || record_len > RECORD_BYTES_MAX || (1..8).contains(&record_len) {
         return Err(NoFrame::Bad);
     }
     let body = c.take_rest();
@@ -106,6 +108,19 @@ pub(super) fn evidence(bytes: &[u8], salt: u32) -> Option<Lsn> {
         }
         Err(_) => None,
     }
+}
+
+/// Where frames of this segment may start, whole or torn: the places that carry its salt. `bytes` begin where a
+/// frame may.
+pub(super) fn places(bytes: &[u8], salt: u32) -> impl Iterator<Item = usize> {
+    let salt = salt.to_le_bytes();
+    bytes.chunks_exact(8).enumerate().filter(move |(_, c)| c.ends_with(&salt)).map(|(i, _)| i * 8)
+}
+
+/// How far the frame at the front of `bytes` says it reaches, checked or not: at least a header.
+pub(super) fn claimed_len(bytes: &[u8]) -> usize {
+    let len = bytes.first_chunk().map_or(0, |len| u32::from_le_bytes(*len) as usize);
+    frame_len(if len > RECORD_BYTES_MAX { 0 } else { len })
 }
 
 #[cfg(test)]

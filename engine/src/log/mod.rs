@@ -67,6 +67,8 @@ struct Shared {
     log_dir: PathBuf,
     segment_bytes: u64,
     retained_bytes: u64,
+    /// Most released segments kept to be used again.
+    spares_max: usize,
     head: Mutex<Head>,
     prepare: Mutex<Prepare>,
     /// Oldest first; never empty. The last one takes the appends.
@@ -182,8 +184,8 @@ impl Log {
         self.shared.step()
     }
 
-    /// Works on the segment after the present one, one piece (at most 1 MiB) a call. `Idle` when
-    /// it is ready.
+    /// Works on the segment after the present one, one piece (at most 1 MiB) a call: a released one is used again,
+    /// otherwise a new file is filled with zeros. `Idle` when it is ready.
     ///
     /// # Errors
     /// `DiskFull`: the log stays usable, try again later. `Io` when the file cannot be created.
@@ -313,13 +315,21 @@ impl Log {
         self.shared.slots.list()
     }
 
-    /// Deletes segments whose records are all at or below `flushed` and that no slot needs.
-    /// Returns how many.
+    /// Lets segments go whose records are all at or below `flushed` and that no slot needs: a few become the
+    /// next ones, the others are deleted. Returns how many.
     ///
     /// # Errors
-    /// `Stopped` after a failed directory sync; `Io` when a file cannot be removed.
+    /// `Stopped` after a failed directory sync; `Io` when a file cannot be renamed or removed.
     pub fn release(&self, flushed: Lsn) -> Result<usize> {
         self.shared.release(flushed)
+    }
+
+    /// Deletes the released segments that were kept to be used again: their room is needed. Returns how many.
+    ///
+    /// # Errors
+    /// `Io` when a file cannot be removed; `Stopped`.
+    pub fn remove_spares(&self) -> Result<usize> {
+        self.shared.remove_spares()
     }
 
     /// Counts since the log was opened.
@@ -328,7 +338,8 @@ impl Log {
         self.shared.counters.stats(lock(&self.shared.tail).bytes())
     }
 
-    /// Bytes of log on disk and their number of segments, the one made ahead not counted.
+    /// Bytes of log on disk and their number of segments; the one made ahead and those kept to be used again are not
+    /// counted.
     #[must_use]
     pub fn disk_usage(&self) -> (u64, usize) {
         let segments = lock(&self.shared.segments);

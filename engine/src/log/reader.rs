@@ -1,5 +1,8 @@
 //! Readers: whole records in order, from memory near the head and from files behind it.
 //!
+//! A segment that is released under a reader may be used again at once. What it reads there is an old frame, whole, or
+//! none of this segment's, and then the log no longer reaches back to it.
+//!
 //! Owns: the reader's place and its checks. Never: blocking the writer, reading bytes that were
 //! not written yet, waiting (watch a watermark for that).
 
@@ -100,6 +103,10 @@ impl Reader {
                 Read::Elsewhere => match self.read_files(upto, max_bytes) {
                     // What looked damaged may have been cut meanwhile.
                     Err(_) if lock(&self.shared.tail).cut_count() != self.cuts_seen => continue,
+                    // So may what was released meanwhile: its file is used again.
+                    Err(_) if self.next < self.shared.oldest() => {
+                        return Err(Error::LogGone { asked: self.next, oldest: self.shared.oldest() });
+                    }
                     other => other?,
                 },
             };

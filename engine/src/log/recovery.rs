@@ -5,6 +5,11 @@
 //! not the caller. Otherwise it is corruption, and nothing on disk is changed. Never: guessing,
 //! skipping a record.
 //!
+//! Of segments that hold nothing but what is in the tables only the headers are read: opening takes as long as the
+//! log behind the tables is, and not longer because readers hold older log. Behind the end of the newest segment
+//! there may be frames of an older use of its file: their salt says so. A group is written with a few zeros behind
+//! it, so whatever else stands at the end is a write that did not come to its own.
+//!
 //! Everything that only the page cache may hold (after a failed sync ended the last process) is
 //! written again before it is called durable.
 
@@ -36,9 +41,9 @@ pub struct Recovered {
     pub end: Position,
     /// The lowest LSN that can be read.
     pub oldest: Lsn,
-    /// Records found.
+    /// Records read: those behind the tables, and those before them in the same segment.
     pub records: u64,
-    /// Bytes behind the end that were zeroed, if there were any.
+    /// Bytes of unfinished writes behind the end, if there were any.
     pub torn: Option<TornTail>,
     /// A cut that a crash had interrupted was finished.
     pub finished_cut: bool,
@@ -53,7 +58,7 @@ pub struct TornTail {
     pub path: PathBuf,
     /// Where the log ends in it, in bytes.
     pub offset: u64,
-    /// Bytes from there to the last one that was not zero.
+    /// Bytes from there to the end of the last frame of this segment, or of what stands where its end should be.
     pub bytes: u64,
     /// The LSN that the first record lost would have had.
     pub lsn: Lsn,
@@ -69,18 +74,47 @@ pub(super) fn open(
     let log_dir = dir.join("log");
     env.fs.create_dir_all(&log_dir).map_err(|e| Error::io("create", &log_dir, e))?;
     env.fs.sync_dir(dir).map_err(|e| Error::io("sync", dir, e))?;
-    let seqs = list(env, &log_dir)?;
+    let names = env.fs.list(&log_dir).map_err(|e| Error::io("list", &log_dir, e))?;
+    let found = find(env, &log_dir, &names)?;
     let mut walk = Walk::new(env, &log_dir, base, read_intent(env, &log_dir)?);
-    walk.segments(&seqs)?;
+    walk.segments(found)?;
     walk.judge(known_durable.max(base.lsn))?;
+    walk.spares = names.iter().filter(|n| segment::is_spare_name(n)).map(|n| log_dir.join(n)).collect();
     walk.repair(options, dir)
 }
 
-fn list(env: &Env, log_dir: &Path) -> Result<Vec<u64>> {
-    let names = env.fs.list(log_dir).map_err(|e| Error::io("list", log_dir, e))?;
+/// Most released segments kept to be used again: so many as a flush lets go at once, for a record may take twice as
+/// much room in the log as in a memtable. Not fewer than two, not more than eight.
+fn spares_max(options: &Options, segment_bytes: u64) -> usize {
+    let flushed = (2 * options.memtable_bytes as u64).div_ceil(segment_bytes.max(1));
+    usize::try_from(flushed).unwrap_or(usize::MAX).clamp(2, 8)
+}
+
+/// A file with the name of a segment.
+struct Candidate {
+    seq: u64,
+    path: PathBuf,
+    file: Arc<dyn File>,
+    bytes: u64,
+    header: Found,
+}
+
+/// All of them, in the order of their numbers, with their headers.
+fn find(env: &Env, log_dir: &Path, names: &[String]) -> Result<Vec<Candidate>> {
     let mut seqs: Vec<u64> = names.iter().filter_map(|n| segment::parse_name(n)).collect();
     seqs.sort_unstable();
-    Ok(seqs)
+    let candidate = |seq| {
+        let path = segment::path(log_dir, seq);
+        let file = env.fs.open(&path, OpenMode::Write).map_err(|e| Error::io("open", &path, e))?;
+        let bytes = file.len().map_err(|e| Error::io("read", &path, e))?;
+        if bytes > SEGMENT_BYTES_MAX {
+            let what = format!("file of {bytes} bytes, over the bound of {SEGMENT_BYTES_MAX}");
+            return Err(Error::corruption(&path, 0, None, what));
+        }
+        let header = Header::decode(&read_range(&*file, &path, 0, bytes.min(FRAMES_AT))?);
+        Ok(Candidate { seq, path, file, bytes, header })
+    };
+    seqs.into_iter().map(candidate).collect()
 }
 
 fn read_intent(env: &Env, log_dir: &Path) -> Result<Option<Intent>> {
@@ -101,6 +135,8 @@ struct Walked {
     index: Vec<(Lsn, u64)>,
     /// Where the frames that continue the log end.
     end: u64,
+    /// Its frames were not looked at.
+    by_header: bool,
 }
 
 struct Walk<'a> {
@@ -119,6 +155,8 @@ struct Walk<'a> {
     unused: Vec<PathBuf>,
     /// Segments before a hole that releasing the log left.
     released: Vec<PathBuf>,
+    /// Released segments that wait to be used again.
+    spares: VecDeque<PathBuf>,
     /// Bytes of the last of `walked`.
     last_bytes: Vec<u8>,
     end: Position,
@@ -153,6 +191,7 @@ impl<'a> Walk<'a> {
             missing: None,
             unused: Vec::new(),
             released: Vec::new(),
+            spares: VecDeque::new(),
             last_bytes: Vec::new(),
             end: base,
             records: 0,
@@ -162,25 +201,30 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn segments(&mut self, seqs: &[u64]) -> Result<()> {
+    fn segments(&mut self, found: Vec<Candidate>) -> Result<()> {
+        // The segment that the tables end in: those before it are in the tables, record for record.
+        let base = self.base.lsn;
+        let is_older = |c: &Candidate| matches!(c.header, Found::Header(h) if h.base.lsn <= base);
+        let needed = found.iter().rev().find(|c| is_older(c)).map_or(0, |c| c.seq);
         let mut expected = None;
-        for seq in seqs {
-            if self.missing.is_none() && expected.is_some_and(|e| e != *seq) {
+        for candidate in found {
+            let seq = candidate.seq;
+            if self.missing.is_none() && expected.is_some_and(|e| e != seq) {
                 self.missing = expected;
                 // Removing the segments above a cut had begun.
                 self.cut_is_live |= self.at_cut();
             }
             expected = Some(seq + 1);
-            let path = segment::path(self.log_dir, *seq);
             if self.cut_is_live {
-                self.unused.push(path);
+                self.unused.push(candidate.path);
                 continue;
             }
-            match self.segment(*seq, &path) {
+            let path = candidate.path.clone();
+            match self.segment(candidate, seq < needed) {
                 // A cut was decided and begun: what does not fit behind it is its doing.
                 Err(Error::Corruption { .. }) if self.at_cut() => {
                     self.cut_is_live = true;
-                    if self.walked.last().is_none_or(|w| w.header.seq != *seq) {
+                    if self.walked.last().is_none_or(|w| w.header.seq != seq) {
                         self.unused.push(path);
                     }
                 }
@@ -197,12 +241,12 @@ impl<'a> Walk<'a> {
         self.cut_at.is_some() && self.intent.is_some_and(|i| i.end == self.end)
     }
 
-    fn segment(&mut self, seq: u64, path: &Path) -> Result<()> {
-        let file = self.env.fs.open(path, OpenMode::Write).map_err(|e| Error::io("open", path, e))?;
-        let bytes = read_segment(&*file, path)?;
-        let header = match Header::decode(&bytes) {
-            Found::Newer(found) => return Err(Error::Format { path: path.to_owned(), found, known: 1 }),
-            Found::Nothing => return self.headerless(&bytes, path),
+    /// Takes one more segment; with `by_header` all its records are in the tables, and its header is enough.
+    fn segment(&mut self, candidate: Candidate, by_header: bool) -> Result<()> {
+        let Candidate { seq, path, file, bytes: len, header } = candidate;
+        let header = match header {
+            Found::Newer(found) => return Err(Error::Format { path, found, known: 1 }),
+            Found::Nothing => return self.headerless(&read_range(&*file, &path, 0, len)?, path),
             Found::Header(h) => h,
         };
         if self.missing.is_some() && header.base.lsn <= self.base.lsn {
@@ -214,14 +258,12 @@ impl<'a> Walk<'a> {
                 format!("log segment {missing:016x}.log is missing; restore this node from a replica or a backup");
             return Err(Error::Directory { path: self.log_dir.to_owned(), what });
         }
-        if header.seq != seq || header.bytes != bytes.len() as u64 {
+        if header.seq != seq || header.bytes != len {
             let what = format!(
-                "the header speaks of segment {:016x} of {} bytes, the file has {}",
-                header.seq,
-                header.bytes,
-                bytes.len()
+                "the header speaks of segment {:016x} of {} bytes, the file has {len}",
+                header.seq, header.bytes
             );
-            return Err(Error::corruption(path, 0, None, what));
+            return Err(Error::corruption(&path, 0, None, what));
         }
         if let Some(unused) = self.unused.first() {
             let what = "the header is damaged or missing, and a later segment has one";
@@ -229,6 +271,8 @@ impl<'a> Walk<'a> {
         }
         match self.walked.last() {
             None => self.start(&header)?,
+            // Only its header was looked at. This one's says where it ended, within the tables.
+            Some(before) if before.by_header && header.base.lsn >= before.header.base.lsn => self.end = header.base,
             // The writer had synced all up to this base before it wrote the header.
             Some(before) if header.base != self.end => {
                 let what = format!("records up to LSN {} were durable, the next segment says", header.base.lsn);
@@ -238,11 +282,14 @@ impl<'a> Walk<'a> {
         }
         self.evidence = self.evidence.max(header.base.lsn);
         self.unproven.clear();
-        let walked = Walked { path: path.to_owned(), file, header, index: Vec::new(), end: FRAMES_AT };
-        self.walked.push(walked);
-        self.last_bytes = bytes;
-        self.meet(self.end, FRAMES_AT);
-        self.frames();
+        if !by_header {
+            self.last_bytes = read_range(&*file, &path, 0, len)?;
+        }
+        self.walked.push(Walked { path, file, header, index: Vec::new(), end: FRAMES_AT, by_header });
+        if !by_header {
+            self.meet(self.end, FRAMES_AT);
+            self.frames();
+        }
         Ok(())
     }
 
@@ -269,12 +316,13 @@ impl<'a> Walk<'a> {
 
     /// A file without a header is a segment made ahead, whole or not, and has no frames: the header
     /// is synced before the first one.
-    fn headerless(&mut self, bytes: &[u8], path: &Path) -> Result<()> {
+    /// (Frames of an older use have records that the log holds or held: it goes on above them.)
+    fn headerless(&mut self, bytes: &[u8], path: PathBuf) -> Result<()> {
         if let Some((offset, lsn)) = find_record(bytes, self.end.lsn) {
             let what = format!("the header is damaged; a record of LSN {lsn} stands at offset {offset}");
-            return Err(Error::corruption(path, 0, Some(self.end.lsn.next()), what));
+            return Err(Error::corruption(&path, 0, Some(self.end.lsn.next()), what));
         }
-        self.unused.push(path.to_owned());
+        self.unused.push(path);
         Ok(())
     }
 
@@ -367,8 +415,7 @@ impl<'a> Walk<'a> {
         };
         let x = self.end.lsn.next();
         let rest = usize::try_from(last.end).ok().and_then(|at| self.last_bytes.get(at..)).unwrap_or_default();
-        // Zeros hold no frame.
-        for at in (0..written_len(rest)).step_by(8) {
+        for at in frame::places(rest, last.header.salt) {
             let found = rest.get(at..).unwrap_or_default();
             if let Some(durable) = frame::evidence(found, last.header.salt)
                 && durable >= x
@@ -398,16 +445,20 @@ impl<'a> Walk<'a> {
             self.unused.splice(0..0, self.walked.split_off(i + 1).into_iter().map(|w| w.path));
             if let Some(w) = self.walked.last_mut() {
                 w.end = offset;
-                self.last_bytes = read_segment(&*w.file, &w.path)?;
+                self.last_bytes = read_range(&*w.file, &w.path, 0, w.header.bytes)?;
             }
         }
         let created = self.walked.is_empty();
+        let kept = if created { 0 } else { spares_max(options, segment_bytes(options)) };
+        for spare in self.spares.drain(kept.min(self.spares.len())..) {
+            self.env.fs.remove_file(&spare).map_err(|e| Error::io("remove", &spare, e))?;
+        }
         let torn = match self.walked.last() {
             Some(last) => self.clean(last)?,
             None => None,
         };
         if created {
-            let made = self.create(options.segment_bytes.min(SEGMENT_BYTES_MAX))?;
+            let made = self.create(segment_bytes(options))?;
             self.walked.push(made);
         }
         let recovered = Recovered {
@@ -427,7 +478,7 @@ impl<'a> Walk<'a> {
         let io = |action, e| Error::io(action, &last.path, e);
         let start = usize::try_from(last.end).unwrap_or(usize::MAX);
         let rest = self.last_bytes.get(start..).unwrap_or_default();
-        let dirty = written_len(rest);
+        let dirty = torn_len(rest, last.header.salt);
         last.file.write_all_at(&last.header.encode(), 0).map_err(|e| io("write", e))?;
         if let Some((_, from)) = self.unproven.front()
             && let Some(bytes) = usize::try_from(*from).ok().and_then(|from| self.last_bytes.get(from..start))
@@ -453,7 +504,7 @@ impl<'a> Walk<'a> {
         let made = blank.into_segment(new_salt(self.env), self.base);
         made.write_header().map_err(|e| Error::io("write the header of", &made.path, e))?;
         let header = made.header();
-        Ok(Walked { path: made.path, file: made.file, header, index: Vec::new(), end: FRAMES_AT })
+        Ok(Walked { path: made.path, file: made.file, header, index: Vec::new(), end: FRAMES_AT, by_header: false })
     }
 
     fn into_log(self, options: &Options, dir: &Path) -> Log {
@@ -469,10 +520,11 @@ impl<'a> Walk<'a> {
             env: self.env.clone(),
             dir: dir.to_owned(),
             log_dir: self.log_dir.to_owned(),
-            segment_bytes: options.segment_bytes.min(SEGMENT_BYTES_MAX),
+            segment_bytes: segment_bytes(options),
             retained_bytes: options.retained_log_bytes,
+            spares_max: spares_max(options, segment_bytes(options)),
             head: Mutex::new(Head::new(self.end, self.evidence, newest, offset)),
-            prepare: Mutex::new(Prepare::new(next_seq)),
+            prepare: Mutex::new(Prepare::new(next_seq, self.spares)),
             segments: Mutex::new(segments),
             tail: Mutex::new(Tail::new(end, options.tail_memory_bytes)),
             gate: Gate::default(),
@@ -490,54 +542,66 @@ impl<'a> Walk<'a> {
     }
 }
 
-fn read_segment(file: &dyn File, path: &Path) -> Result<Vec<u8>> {
-    let len = file.len().map_err(|e| Error::io("read", path, e))?;
-    if len > SEGMENT_BYTES_MAX {
-        let what = format!("file of {len} bytes, over the bound of {SEGMENT_BYTES_MAX}");
-        return Err(Error::corruption(path, 0, None, what));
-    }
-    let mut bytes = vec![0; usize::try_from(len).unwrap_or_default()];
-    crate::fs::read_exact_at(file, &mut bytes, 0).map_err(|e| Error::io("read", path, e))?;
+fn segment_bytes(options: &Options) -> u64 {
+    options.segment_bytes.min(SEGMENT_BYTES_MAX)
+}
+
+/// The bytes `from..to` of a segment, whose length was checked.
+fn read_range(file: &dyn File, path: &Path, from: u64, to: u64) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; usize::try_from(to - from).unwrap_or_default()];
+    crate::fs::read_exact_at(file, &mut bytes, from).map_err(|e| Error::io("read", path, e))?;
     Ok(bytes)
 }
 
-/// Bytes up to the last one that is not zero. Nearly all of a young segment is zeros: they are compared
-/// a page at a time.
-fn written_len(bytes: &[u8]) -> usize {
-    const ZEROS: [u8; 4096] = [0; 4096];
-    let mut len = bytes.len();
-    for page in bytes.rchunks(ZEROS.len()) {
-        if page != &ZEROS[..page.len()] {
-            return page.iter().rposition(|b| *b != 0).map_or(0, |i| len - page.len() + i + 1);
-        }
-        len -= page.len();
-    }
-    0
+/// Bytes behind the end that must go: up to the end of the last frame of this segment, and at least what stands in
+/// the place of the zeros behind the last group.
+fn torn_len(rest: &[u8], salt: u32) -> usize {
+    let at_end = rest.get(..frame::HEADER_BYTES).unwrap_or(rest);
+    let no_end = if at_end.iter().any(|b| *b != 0) { at_end.len() } else { 0 };
+    let reach = |at: usize| at + rest.get(at..).map_or(0, frame::claimed_len);
+    frame::places(rest, salt).map(reach).max().unwrap_or(0).max(no_end).min(rest.len())
 }
 
 /// A record above `above` in a segment without a header.
 fn find_record(bytes: &[u8], above: Lsn) -> Option<(usize, Lsn)> {
-    (FRAMES_AT as usize..written_len(bytes)).step_by(8).find_map(|at| {
-        let f = frame::decode(bytes.get(at..)?, None).ok()?;
-        let lsn = Record::decode(f.record).ok()?.header.lsn;
-        (lsn > above).then_some((at, lsn))
-    })
+    let mut at = FRAMES_AT as usize;
+    while let Some(rest) = bytes.get(at..).filter(|r| !r.is_empty()) {
+        let whole =
+            frame::decode(rest, None).ok().and_then(|f| Some((f.len, Record::decode(f.record).ok()?.header.lsn)));
+        match whole {
+            Some((_, lsn)) if lsn > above => return Some((at, lsn)),
+            // What stands inside of a whole frame is no frame.
+            Some((len, _)) => at += len,
+            None => at += 8,
+        }
+    }
+    None
 }
 
 #[cfg(test)]
 mod tests {
-    use super::written_len;
+    use super::super::frame;
+    use super::torn_len;
+    use crate::lsn::Lsn;
 
     #[test]
-    fn zeros_at_the_end_are_not_counted() {
-        for len in [0, 1, 24, 4095, 4096, 4097, 20_000] {
-            assert_eq!(written_len(&vec![0; len]), 0, "{len}");
-            for last in [0, 1, 4094, 4095, 4096, 9000, 19_999].into_iter().filter(|l| *l < len) {
-                let mut bytes = vec![0; len];
-                bytes[last / 2] = 1;
-                bytes[last] = 7;
-                assert_eq!(written_len(&bytes), last + 1, "{len} {last}");
-            }
-        }
+    fn what_goes_behind_the_end_is_this_segments() {
+        let mut frame = vec![0; frame::HEADER_BYTES];
+        frame.extend_from_slice(&[7; 40]);
+        frame::seal(&mut frame, 0, 9, Lsn(3));
+        assert_eq!((torn_len(&[], 9), torn_len(&[0; 1000], 9)), (0, 0));
+        // Old bytes behind the zeros of the last group stay.
+        let mut rest = vec![0; 24];
+        rest.extend_from_slice(&[0xab; 5000]);
+        assert_eq!(torn_len(&rest, 9), 0);
+        // A frame of this segment goes, and all before it; that of another use stays.
+        rest[1024..1024 + frame.len()].copy_from_slice(&frame);
+        assert_eq!((torn_len(&rest, 9), torn_len(&rest, 8)), (1024 + frame.len(), 0));
+        // No zeros where the end should be.
+        rest[23] = 1;
+        assert_eq!(torn_len(&rest, 8), 24);
+        assert_eq!(torn_len(&[1; 8], 8), 8);
+        // A length out of a torn frame reaches no further than the segment.
+        assert_eq!(torn_len(&rest[..1024 + 16], 9), 1024 + 16);
     }
 }

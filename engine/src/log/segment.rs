@@ -1,12 +1,16 @@
-//! The segment: one file of the log, zero-filled when made and never growing, so that a commit
-//! touches data blocks only.
+//! The segment: one file of the log, written to its full length before its first use and never growing, so that
+//! a commit touches data blocks only.
 //!
-//! Owns: file names, the header block, making of blank segments, the sparse index. Never: frames'
-//! content, which segments exist.
+//! Owns: file names, the header block, making of blank segments (of zeros, or of a released segment), salts, the
+//! sparse index. Never: frames' content, which segments exist.
 //!
 //! A segment becomes part of the log when its header is written. The writer does so only after all
 //! records before it are synced, and syncs the header before the first frame: a readable header
 //! proves everything up to its base, and a frame proves the header.
+//!
+//! A released segment may become the next blank one with its old frames in it. Their salt is what tells them from
+//! new ones: salts count up along a log, so no two uses of one file have the same. Segments that a cut removed are
+//! never used again, for the numbers and salts behind a cut are given anew.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -28,6 +32,8 @@ const PIECE: usize = 1 << 20;
 /// Of a piece, so much is written at once. The page cache takes over a write's size as that of its units, and a
 /// small write costs what its unit is large: filled 1 MiB at once, a put took twice as long.
 const WRITE: usize = 16 << 10;
+/// Zeros behind the header of a segment used again: the log ends there as long as it is empty.
+const FIRST_ZEROS: u64 = 4096;
 /// Distance of index entries in bytes: a reader starts at most this far before its record.
 const INDEX_EVERY: u64 = 64 << 10;
 const MAGIC: [u8; 8] = *b"mainstl\n";
@@ -111,6 +117,24 @@ pub(super) fn parse_name(name: &str) -> Option<u64> {
     if plain { u64::from_str_radix(hex, 16).ok() } else { None }
 }
 
+/// Name of a segment that was released and waits to be used again.
+pub(super) fn spare_path(log_dir: &Path, seq: u64) -> PathBuf {
+    log_dir.join(format!("{seq:016x}.spare"))
+}
+
+/// Whether a file name is that of such a segment.
+pub(super) fn is_spare_name(name: &str) -> bool {
+    name.strip_suffix(".spare").is_some_and(|number| parse_name(&format!("{number}.log")).is_some())
+}
+
+/// The salt of the segment behind one with this salt: never 0, and another one for 2^32 segments.
+pub(super) const fn next_salt(before: u32) -> u32 {
+    match before.wrapping_add(1) {
+        0 => 1,
+        salt => salt,
+    }
+}
+
 /// Writes zeros to `from..to` in pieces.
 pub(super) fn write_zeros(file: &dyn File, from: u64, to: u64) -> std::io::Result<()> {
     let mut at = from;
@@ -123,15 +147,33 @@ pub(super) fn write_zeros(file: &dyn File, from: u64, to: u64) -> std::io::Resul
     Ok(())
 }
 
-/// A segment in the making or made ahead: zeros, no header yet.
+fn sync_names(env: &Env, log_dir: &Path) -> Result<()> {
+    if planted(Bug::SkipDirectorySync) {
+        return Ok(());
+    }
+    // Not `Error::io`: a directory sync that failed for want of room is final as well.
+    env.fs.sync_dir(log_dir).map_err(|source| Error::Io { action: "sync", path: log_dir.to_owned(), source })
+}
+
+/// A segment in the making or made ahead: no header yet, and no frames but those of an older use.
 #[derive(Debug)]
 pub(super) struct Blank {
     pub(super) seq: u64,
     pub(super) path: PathBuf,
     pub(super) file: Arc<dyn File>,
     pub(super) bytes: u64,
-    filled: u64,
-    synced: bool,
+    work: Work,
+}
+
+/// What is still to be done to a blank segment.
+#[derive(Debug)]
+enum Work {
+    /// Zeros from here on.
+    Fill(u64),
+    Sync,
+    /// The released segment of this name takes the blank one's.
+    Adopt(PathBuf),
+    None,
 }
 
 impl Blank {
@@ -139,25 +181,51 @@ impl Blank {
     pub(super) fn create(env: &Env, log_dir: &Path, seq: u64, bytes: u64) -> Result<Self> {
         let path = path(log_dir, seq);
         let file = env.fs.open(&path, OpenMode::CreateNew).map_err(|e| Error::io("create", &path, e))?;
-        Ok(Self { seq, path, file, bytes, filled: 0, synced: false })
+        Ok(Self { seq, path, file, bytes, work: Work::Fill(0) })
     }
 
-    /// Writes one more piece of zeros, or syncs. True when the segment is ready for use.
+    /// Makes the released segment `spare` the next blank one. None when it has another size.
+    pub(super) fn of_spare(env: &Env, log_dir: &Path, seq: u64, bytes: u64, spare: PathBuf) -> Result<Option<Self>> {
+        let io = |e| Error::io("open", &spare, e);
+        let file = env.fs.open(&spare, OpenMode::Write).map_err(io)?;
+        let fits = file.len().map_err(io)? == bytes;
+        Ok(fits.then(|| Self { seq, path: path(log_dir, seq), file, bytes, work: Work::Adopt(spare) }))
+    }
+
+    /// The name that the file has now.
+    pub(super) fn name(&self) -> &Path {
+        if let Work::Adopt(spare) = &self.work { spare } else { &self.path }
+    }
+
+    /// Does one more piece of the work. True when the segment is ready for use.
     pub(super) fn fill(&mut self, env: &Env, log_dir: &Path) -> Result<bool> {
-        if self.filled < self.bytes {
-            let to = (self.filled + PIECE as u64).min(self.bytes);
-            write_zeros(&*self.file, self.filled, to).map_err(|e| Error::io("write", &self.path, e))?;
-            self.filled = to;
-        } else if !self.synced {
-            self.file.sync_data().map_err(|e| Error::io("sync", &self.path, e))?;
-            if !planted(Bug::SkipDirectorySync) {
-                // Not `Error::io`: a directory sync that failed for want of room is final as well.
-                let failed = |source| Error::Io { action: "sync", path: log_dir.to_owned(), source };
-                env.fs.sync_dir(log_dir).map_err(failed)?;
+        match &self.work {
+            Work::Fill(from) => {
+                let to = (from + PIECE as u64).min(self.bytes);
+                write_zeros(&*self.file, *from, to).map_err(|e| Error::io("write", &self.path, e))?;
+                self.work = if to < self.bytes { Work::Fill(to) } else { Work::Sync };
             }
-            self.synced = true;
+            Work::Sync => {
+                self.file.sync_data().map_err(|e| Error::io("sync", &self.path, e))?;
+                sync_names(env, log_dir)?;
+                self.work = Work::None;
+            }
+            Work::Adopt(spare) => {
+                // Under a name of the log it must not have the header of another segment, nor old bytes where the
+                // end of an empty one is.
+                if !planted(Bug::KeepOldHeader) {
+                    let to = (FRAMES_AT + FIRST_ZEROS).min(self.bytes);
+                    write_zeros(&*self.file, 0, to).map_err(|e| Error::io("write", spare, e))?;
+                }
+                self.file.sync_data().map_err(|e| Error::io("sync", spare, e))?;
+                env.fs.rename(spare, &self.path).map_err(|e| Error::io("rename", spare, e))?;
+                self.work = Work::Sync;
+                sync_names(env, log_dir)?;
+                self.work = Work::None;
+            }
+            Work::None => {}
         }
-        Ok(self.synced)
+        Ok(matches!(self.work, Work::None))
     }
 
     /// Gives the segment its place in the log.
@@ -286,5 +354,16 @@ mod tests {
         for other in ["1f.log", "000000000000001F.log", "000000000000001f", "+00000000000001f.log", "cut"] {
             assert_eq!(parse_name(other), None, "{other}");
         }
+        let spare = spare_path(Path::new("x"), 0x1f);
+        assert_eq!(spare, Path::new("x/000000000000001f.spare"));
+        assert!(is_spare_name("000000000000001f.spare"));
+        for other in ["1f.spare", "000000000000001f.log", ".spare", "000000000000001f.log.spare"] {
+            assert!(!is_spare_name(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn salts_are_never_zero_and_do_not_repeat() {
+        assert_eq!([1, 7, u32::MAX - 1, u32::MAX].map(next_salt), [2, 8, u32::MAX, 1]);
     }
 }

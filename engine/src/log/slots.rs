@@ -1,11 +1,12 @@
-//! Slots and release: which segments still have a reader, and deleting the others.
+//! Slots and release: which segments still have a reader, and letting the others go: some of them to be used
+//! again, the rest for good.
 //!
 //! Owns: the bound on log kept for slow readers. Never: waiting for a reader.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use super::{Shared, lock};
+use super::{Shared, lock, segment};
 use crate::error::{Error, Result};
 use crate::lsn::Lsn;
 
@@ -97,14 +98,38 @@ impl Shared {
         let mut removed = 0;
         while let Some(oldest) = self.pop_released(floor) {
             let path = &oldest.path;
-            if let Err(e) = self.env.fs.remove_file(path) {
-                let e = Error::io("remove", path, e);
+            let fits = oldest.bytes == self.segment_bytes && lock(&self.prepare).spares.len() < self.spares_max;
+            let spare = fits.then(|| segment::spare_path(&self.log_dir, oldest.seq));
+            let gone = match &spare {
+                Some(spare) => self.env.fs.rename(path, spare).map_err(|e| Error::io("rename", path, e)),
+                None => self.env.fs.remove_file(path).map_err(|e| Error::io("remove", path, e)),
+            };
+            if let Err(e) = gone {
                 // It stays the oldest, so that no younger one goes before it.
                 lock(&self.segments).push_front(oldest);
                 return Err(e);
             }
-            // One name at a time: a crash must not leave a hole between older and newer segments.
+            // One name at a time: a crash must not leave a hole between older and newer segments. And only what
+            // no crash makes a segment of the log again may be written to.
             self.env.fs.sync_dir(&self.log_dir).map_err(|e| self.fatal_io("sync", &self.log_dir, e))?;
+            match spare {
+                Some(spare) => lock(&self.prepare).spares.push_back(spare),
+                None => self.counters.removed_segment(),
+            }
+            removed += 1;
+        }
+        Ok(removed)
+    }
+
+    /// Removes the released segments that wait to be used again.
+    pub(super) fn remove_spares(&self) -> Result<usize> {
+        self.check_stopped()?;
+        let mut prepare = lock(&self.prepare);
+        let mut removed = 0;
+        while let Some(spare) = prepare.spares.front() {
+            self.env.fs.remove_file(spare).map_err(|e| Error::io("remove", spare, e))?;
+            prepare.spares.pop_front();
+            self.counters.removed_segment();
             removed += 1;
         }
         Ok(removed)

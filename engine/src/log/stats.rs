@@ -51,6 +51,12 @@ pub struct LogStats {
     pub writes: u64,
     /// Memory of the newest records, kept for readers close to the end, in bytes.
     pub tail_bytes: u64,
+    /// Segments for which a new file was filled with zeros.
+    pub segments_made: u64,
+    /// Segments for which the file of a released one was used again.
+    pub segments_recycled: u64,
+    /// Released segments whose files were deleted.
+    pub segments_removed: u64,
     /// How long the syncs took.
     pub sync_latency: SyncLatency,
 }
@@ -62,6 +68,9 @@ pub(super) struct Counters {
     synced_records: AtomicU64,
     written_bytes: AtomicU64,
     writes: AtomicU64,
+    made: AtomicU64,
+    recycled: AtomicU64,
+    removed: AtomicU64,
     buckets: [AtomicU64; BUCKETS],
     total_us: AtomicU64,
     max_us: AtomicU64,
@@ -71,6 +80,18 @@ impl Counters {
     pub(super) fn wrote(&self, bytes: usize) {
         self.writes.fetch_add(1, Ordering::Relaxed);
         self.written_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn made_segment(&self) {
+        self.made.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn recycled_segment(&self) {
+        self.recycled.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn removed_segment(&self) {
+        self.removed.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn synced(&self, records: u64, took: Duration) {
@@ -96,6 +117,9 @@ impl Counters {
             written_bytes: get(&self.written_bytes),
             writes: get(&self.writes),
             tail_bytes: tail_bytes as u64,
+            segments_made: get(&self.made),
+            segments_recycled: get(&self.recycled),
+            segments_removed: get(&self.removed),
             sync_latency,
         }
     }

@@ -15,6 +15,8 @@ mod crash;
 #[cfg(feature = "sim")]
 mod damage;
 mod reading;
+#[cfg(feature = "sim")]
+mod recycling;
 
 /// An environment on real files whose fatal hook only counts.
 fn real() -> (Env, Arc<AtomicUsize>) {

@@ -231,7 +231,7 @@ impl Shared {
         segment.forget_above(end.lsn);
         let blank = prepare.blank.take();
         let later: Vec<PathBuf> = gone.iter().map(|s| s.path.clone()).chain(blank.map(|b| b.path)).collect();
-        *prepare = Prepare::new(segment.seq + 1);
+        *prepare = Prepare::new(segment.seq + 1, std::mem::take(&mut prepare.spares));
         *head = Head::new(end, Lsn::ZERO, Arc::clone(segment), offset);
         let place = (&*segment.file, segment.path.as_path());
         finish(&self.env, &self.log_dir, later.into_iter(), place, (offset, segment.bytes)).map_err(|e| self.fatal(&e))

@@ -7,6 +7,7 @@
 //! synced before the first frame behind it.
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -28,6 +29,9 @@ const SPARE_BYTES_MAX: usize = 4 << 20;
 /// Kept free at the end of each segment, so that one mark always finds room.
 const MARK_BYTES: u64 = frame::HEADER_BYTES as u64;
 
+/// Zeros behind the last frame of a group: where the log ends in a segment that was used before.
+const END_BYTES: usize = frame::HEADER_BYTES;
+
 /// Frames for one stretch of one segment, to be written in one piece.
 #[derive(Debug)]
 pub(super) struct Part {
@@ -38,6 +42,15 @@ pub(super) struct Part {
     opens: bool,
     /// Highest LSN in here or before.
     last: Lsn,
+}
+
+impl Part {
+    /// Adds the zeros that end the log, as far as there is room for them.
+    fn end(&mut self) {
+        let room = self.segment.bytes.saturating_sub(self.offset + self.bytes.len() as u64);
+        let zeros = usize::try_from(room).unwrap_or(END_BYTES).min(END_BYTES);
+        self.bytes.resize(self.bytes.len() + zeros, 0);
+    }
 }
 
 /// The end of the log.
@@ -88,11 +101,13 @@ pub(super) struct Prepare {
     pub(super) next_seq: u64,
     pub(super) blank: Option<Blank>,
     pub(super) ready: bool,
+    /// Released segments that wait to be used again, the one to take next first.
+    pub(super) spares: VecDeque<PathBuf>,
 }
 
 impl Prepare {
-    pub(super) const fn new(next_seq: u64) -> Self {
-        Self { next_seq, blank: None, ready: false }
+    pub(super) const fn new(next_seq: u64, spares: VecDeque<PathBuf>) -> Self {
+        Self { next_seq, blank: None, ready: false, spares }
     }
 }
 
@@ -188,7 +203,7 @@ impl Shared {
         if head.offset + frame_len + MARK_BYTES <= head.segment.bytes {
             return Ok(());
         }
-        let next = self.next_segment(head.last)?;
+        let next = self.next_segment(head)?;
         let moved = head.part().bytes.split_off(start);
         head.drop_empty_part();
         self.open_segment(head, next, moved);
@@ -225,7 +240,7 @@ impl Shared {
             if head.evidence < self.durable.get() {
                 if head.offset + MARK_BYTES > head.segment.bytes {
                     // The next segment's header is evidence as good as a mark.
-                    let next = self.next_segment(head.last)?;
+                    let next = self.next_segment(head)?;
                     self.open_segment(head, next, Vec::new());
                 }
                 let part = head.part();
@@ -312,7 +327,8 @@ impl Shared {
         }
         // What earlier groups wrote and did not sync counts as this one's.
         let mut sink = lock(&self.sink);
-        for part in &parts {
+        for part in &mut parts {
+            part.end();
             let segment = &part.segment;
             if part.opens {
                 if let Some(before) = sink.take_unsynced() {
@@ -346,7 +362,7 @@ impl Shared {
     }
 
     /// The segment after the present one, made now if need be.
-    fn next_segment(&self, base: Position) -> Result<Arc<Segment>> {
+    fn next_segment(&self, head: &Head) -> Result<Arc<Segment>> {
         let mut prepare = lock(&self.prepare);
         while !prepare.ready {
             self.prepare_piece(&mut prepare)?;
@@ -354,7 +370,7 @@ impl Shared {
         prepare.ready = false;
         let blank = prepare.blank.take().ok_or(Malformed("a segment is ready and is not there"))?;
         prepare.next_seq = blank.seq + 1;
-        Ok(Arc::new(blank.into_segment(new_salt(&self.env), base)))
+        Ok(Arc::new(blank.into_segment(segment::next_salt(head.segment.salt), head.last)))
     }
 
     pub(super) fn prepare_step(&self) -> Result<Progress> {
@@ -370,7 +386,7 @@ impl Shared {
     fn prepare_piece(&self, prepare: &mut Prepare) -> Result<()> {
         let mut blank = match prepare.blank.take() {
             Some(blank) => blank,
-            None => self.create_blank(prepare.next_seq)?,
+            None => self.create_blank(prepare)?,
         };
         match blank.fill(&self.env, &self.log_dir) {
             Ok(ready) => {
@@ -378,26 +394,36 @@ impl Shared {
                 prepare.blank = Some(blank);
                 Ok(())
             }
-            // Nothing of any record was in there: give the room back, and all is as before.
+            // Nothing of any record that is needed was in there: give the room back, and all is as before.
             Err(e @ Error::DiskFull { .. }) => {
-                self.env.fs.remove_file(&blank.path).map_err(|e| Error::io("remove", &blank.path, e))?;
+                self.env.fs.remove_file(blank.name()).map_err(|e| Error::io("remove", blank.name(), e))?;
                 Err(e)
             }
             Err(e) => Err(self.fatal(&e)),
         }
     }
 
-    fn create_blank(&self, seq: u64) -> Result<Blank> {
+    /// The next blank segment, of a released one if one waits.
+    fn create_blank(&self, prepare: &mut Prepare) -> Result<Blank> {
+        let (seq, bytes) = (prepare.next_seq, self.segment_bytes);
         let path = segment::path(&self.log_dir, seq);
         // Left when an earlier attempt could not take its file away.
         if self.env.fs.exists(&path).map_err(|e| Error::io("look for", &path, e))? {
             self.env.fs.remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
         }
-        Blank::create(&self.env, &self.log_dir, seq, self.segment_bytes)
+        while let Some(spare) = prepare.spares.pop_front() {
+            if let Some(blank) = Blank::of_spare(&self.env, &self.log_dir, seq, bytes, spare.clone())? {
+                self.counters.recycled_segment();
+                return Ok(blank);
+            }
+            self.env.fs.remove_file(&spare).map_err(|e| Error::io("remove", &spare, e))?;
+        }
+        self.counters.made_segment();
+        Blank::create(&self.env, &self.log_dir, seq, bytes)
     }
 }
 
-/// A salt that no zero-filled frame has.
+/// The first salt of a log.
 pub(super) fn new_salt(env: &crate::env::Env) -> u32 {
     (env.rng.next_u64() as u32).max(1)
 }

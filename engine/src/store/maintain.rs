@@ -23,10 +23,15 @@ impl Store {
     pub(super) fn tend_step(&self) -> Result<Progress> {
         match self.tend() {
             // Log that nobody needs any more may be the room that is missing.
-            Err(full @ Error::DiskFull { .. }) if self.log.release(self.tree.flushed().lsn)? == 0 => Err(full),
+            Err(full @ Error::DiskFull { .. }) if self.give_log_back()? == 0 => Err(full),
             Err(Error::DiskFull { .. }) => Ok(Progress::Worked),
             other => other,
         }
+    }
+
+    /// Deletes all log that nobody needs; how many files.
+    fn give_log_back(&self) -> Result<usize> {
+        Ok(self.log.release(self.tree.flushed().lsn)? + self.log.remove_spares()?)
     }
 
     fn tend(&self) -> Result<Progress> {
