@@ -159,6 +159,12 @@ impl SimFs {
         self.0.disk().faults.count()
     }
 
+    /// Bytes that all reads returned so far, and that all writes wrote.
+    #[must_use]
+    pub fn transferred(&self) -> (u64, u64) {
+        self.0.disk().transferred()
+    }
+
     /// Whether a planned crash has struck and awaits [`SimFs::crash`] or [`SimFs::kill`].
     #[must_use]
     pub fn power_is_off(&self) -> bool {

@@ -69,6 +69,8 @@ struct Shared {
     retained_bytes: u64,
     /// Most released segments kept to be used again.
     spares_max: usize,
+    /// See [`Log::is_long_behind`].
+    long_bytes: u64,
     head: Mutex<Head>,
     prepare: Mutex<Prepare>,
     /// Oldest first; never empty. The last one takes the appends.
@@ -330,6 +332,13 @@ impl Log {
     /// `Io` when a file cannot be removed; `Stopped`.
     pub fn remove_spares(&self) -> Result<usize> {
         self.shared.remove_spares()
+    }
+
+    /// Whether so much log lies between the end of the tables at `flushed` and what they could take in at `applied`
+    /// that a flush is due whatever the memtables hold: records without entries fill none of them.
+    #[must_use]
+    pub fn is_long_behind(&self, flushed: Lsn, applied: Lsn) -> bool {
+        self.shared.bytes_between(flushed, applied) > self.shared.long_bytes
     }
 
     /// Counts since the log was opened.

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use super::gate::Gate;
-use super::segment::{self, Blank, FRAMES_AT, Found, Header, Segment};
+use super::segment::{self, Blank, FRAMES_AT, Found, HEADER_LEN, Header, Segment};
 use super::slots::Slots;
 use super::tail::Tail;
 use super::truncate::{self, INTENT, Intent};
@@ -90,6 +90,9 @@ fn spares_max(options: &Options, segment_bytes: u64) -> usize {
     usize::try_from(flushed).unwrap_or(usize::MAX).clamp(2, 8)
 }
 
+/// A log that is longer behind the tables than so many memtables, or segments, holds much that fills no memtable.
+const LONG_MEMTABLES: u64 = 4;
+
 /// A file with the name of a segment.
 struct Candidate {
     seq: u64,
@@ -111,7 +114,7 @@ fn find(env: &Env, log_dir: &Path, names: &[String]) -> Result<Vec<Candidate>> {
             let what = format!("file of {bytes} bytes, over the bound of {SEGMENT_BYTES_MAX}");
             return Err(Error::corruption(&path, 0, None, what));
         }
-        let header = Header::decode(&read_range(&*file, &path, 0, bytes.min(FRAMES_AT))?);
+        let header = Header::decode(&read_range(&*file, &path, 0, bytes.min(HEADER_LEN as u64))?);
         Ok(Candidate { seq, path, file, bytes, header })
     };
     seqs.into_iter().map(candidate).collect()
@@ -523,6 +526,7 @@ impl<'a> Walk<'a> {
             segment_bytes: segment_bytes(options),
             retained_bytes: options.retained_log_bytes,
             spares_max: spares_max(options, segment_bytes(options)),
+            long_bytes: LONG_MEMTABLES * segment_bytes(options).max(options.memtable_bytes as u64),
             head: Mutex::new(Head::new(self.end, self.evidence, newest, offset)),
             prepare: Mutex::new(Prepare::new(next_seq, self.spares)),
             segments: Mutex::new(segments),

@@ -38,7 +38,7 @@ const FIRST_ZEROS: u64 = 4096;
 const INDEX_EVERY: u64 = 64 << 10;
 const MAGIC: [u8; 8] = *b"mainstl\n";
 const VERSION: u32 = 1;
-const HEADER_LEN: usize = 88;
+pub(super) const HEADER_LEN: usize = 88;
 
 /// The header block's content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -135,6 +135,11 @@ impl Shared {
         Ok(removed)
     }
 
+    /// Bytes of the segments that begin in `from..to`.
+    pub(super) fn bytes_between(&self, from: Lsn, to: Lsn) -> u64 {
+        self.retained().iter().filter(|(base, _)| (from..to).contains(base)).map(|(_, bytes)| bytes).sum()
+    }
+
     /// Base and bytes in use of each segment.
     fn retained(&self) -> Vec<(Lsn, u64)> {
         let used = lock(&self.head).offset;

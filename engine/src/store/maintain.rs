@@ -35,6 +35,10 @@ impl Store {
     }
 
     fn tend(&self) -> Result<Progress> {
+        let (flushed, applied) = (self.tree.flushed().lsn, self.tree.applied().lsn);
+        if !self.tree.has_frozen() && self.log.is_long_behind(flushed, applied) {
+            self.tree.freeze();
+        }
         if self.tree.flush_step()? == Progress::Worked {
             self.log.release(self.tree.flushed().lsn)?;
             self.wake_apply.wake();

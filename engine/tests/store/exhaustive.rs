@@ -1,5 +1,5 @@
-//! One trace that rotates, flushes, compacts, cuts and checkpoints, run again and again: the k-th
-//! I/O fails, or the power goes at it, for every k.
+//! One trace that goes through log segments and uses them again, flushes, compacts, cuts and checkpoints, run again
+//! and again: the k-th I/O fails, or the power goes at it, for every k.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ fn trace(seed: u64) -> Vec<Act> {
     let rng = SeededRng::new(seed);
     let byte = || rng.next_u64() as u8;
     let word = || rng.next_u64() as u16;
-    (0..150)
+    (0..170)
         .map(|i| match (i % 25, rng.below(10)) {
             (24, _) => Act::Maintain,
             (23, _) => Act::Freeze,
@@ -25,7 +25,7 @@ fn trace(seed: u64) -> Vec<Act> {
             (_, 2) => Act::Apply,
             (_, 3) => Act::Delete(byte()),
             (_, 4) if i % 4 == 0 => Act::DeleteRange(byte(), byte()),
-            _ => Act::Put((0..1 + rng.below(4)).map(|_| (byte(), word())).collect()),
+            _ => Act::Put((0..1 + rng.below(6)).map(|_| (byte(), word())).collect()),
         })
         .collect()
 }
@@ -49,18 +49,27 @@ enum Then {
     LifeThenPowerLoss,
 }
 
+/// Small segments, so that the trace comes to use some again, with old records in them.
+fn options() -> Options {
+    Options { segment_bytes: 12 << 10, ..Options::tiny() }
+}
+
 fn every_io(kind: FaultKind, then: Then) {
     let seed = 11;
     let acts = trace(seed);
-    let mut calm = World::new(seed);
+    let mut calm = World::with_options(seed, options());
     let first = calm.fs.io_count();
     assert!(run(&mut calm, &acts), "the trace itself fails");
     let total = calm.fs.io_count() - first;
     assert!(total > 300, "the trace does too little: {total} calls");
     let stats = calm.store().tree().stats();
     assert!(stats.flushes > 2 && stats.compactions > 0, "{stats:?}");
+    let log = calm.store().log().stats();
+    assert!(log.segments_recycled >= 2, "{log:?}");
+    let has = |part: &str| calm.fs.files().iter().any(|p| p.display().to_string().contains(part));
+    assert!(has("/checkpoint-") && has("/diverged/"), "{:?}", calm.fs.files());
     for k in 1..=total {
-        let mut world = World::new(seed);
+        let mut world = World::with_options(seed, options());
         world.fs.fail_at_io(world.fs.io_count() + k, kind);
         let ended = run(&mut world, &acts);
         let what = format!("seed {seed}, {kind:?}, {then:?} at I/O {k} of {total}, trace ended: {ended}");

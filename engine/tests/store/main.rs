@@ -11,6 +11,7 @@
 mod embedded;
 mod exhaustive;
 mod faults;
+mod log_life;
 mod model;
 mod planted;
 mod stall;

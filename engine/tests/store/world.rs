@@ -65,7 +65,12 @@ fn value(k: u8, v: u16) -> Vec<u8> {
 impl World {
     /// An empty store.
     pub(crate) fn new(seed: u64) -> Self {
-        let mut world = Self::without_store(seed);
+        Self::with_options(seed, Options::tiny())
+    }
+
+    /// An empty store of other sizes.
+    pub(crate) fn with_options(seed: u64, options: Options) -> Self {
+        let mut world = Self { options, ..Self::without_store(seed) };
         let identity = Identity { cluster: ClusterId(7), timeline: TimelineId(9) };
         world.store = Some(Store::create(world.env.clone(), Path::new(DIR), &world.options, identity).unwrap());
         world

@@ -40,6 +40,8 @@ pub(super) struct Disk {
     crashes: u64,
     capacity: u64,
     short_reads: bool,
+    read_bytes: u64,
+    written_bytes: u64,
     /// A planned crash has struck; nothing works before `crash` or `kill`.
     dark: bool,
     pub(super) faults: Faults,
@@ -56,6 +58,8 @@ impl Disk {
             crashes: 0,
             capacity: UNSIZED,
             short_reads: false,
+            read_bytes: 0,
+            written_bytes: 0,
             dark: false,
             faults: Faults::default(),
         }
@@ -238,6 +242,7 @@ impl Disk {
         for (to, from) in buf.iter_mut().zip(&rest[..n]) {
             *to = *from;
         }
+        self.read_bytes += n as u64;
         Ok(n)
     }
 
@@ -254,6 +259,7 @@ impl Disk {
             None => (bytes.len(), Ok(())),
         };
         content.write(at, &bytes[..n]);
+        self.written_bytes += n as u64;
         result
     }
 
@@ -334,6 +340,10 @@ impl Disk {
 
     pub(super) fn set_short_reads(&mut self, on: bool) {
         self.short_reads = on;
+    }
+
+    pub(super) fn transferred(&self) -> (u64, u64) {
+        (self.read_bytes, self.written_bytes)
     }
 
     pub(super) fn flip(&mut self, path: &Path, offset: u64, bit: u8) -> io::Result<()> {

@@ -1,4 +1,4 @@
-//! Readers, and a file system that counts syncs.
+//! Readers, and a file system that counts syncs and lets a test act within a read.
 
 use super::*;
 use crate::fs::os::OsFs;
@@ -10,19 +10,40 @@ use std::io;
 pub(super) struct CountingFs {
     inner: OsFs,
     syncs: Arc<AtomicUsize>,
+    before_read: BeforeRead,
+}
+
+/// What is to be done once, before the next read.
+#[derive(Clone, Default)]
+struct BeforeRead(Arc<Mutex<Option<Act>>>);
+
+type Act = Box<dyn FnOnce() + Send>;
+
+impl std::fmt::Debug for BeforeRead {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("BeforeRead")
+    }
 }
 
 impl CountingFs {
     pub(super) fn syncs(&self) -> usize {
         self.syncs.load(Ordering::SeqCst)
     }
+
+    pub(super) fn before_next_read(&self, what: impl FnOnce() + Send + 'static) {
+        *lock(&self.before_read.0) = Some(Box::new(what));
+    }
 }
 
 #[derive(Debug)]
-struct CountingFile(Arc<dyn File>, Arc<AtomicUsize>);
+struct CountingFile(Arc<dyn File>, Arc<AtomicUsize>, BeforeRead);
 
 impl File for CountingFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let act = lock(&self.2.0).take();
+        if let Some(act) = act {
+            act();
+        }
         self.0.read_at(buf, offset)
     }
     fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
@@ -42,7 +63,7 @@ impl File for CountingFile {
 
 impl Fs for CountingFs {
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn File>> {
-        Ok(Arc::new(CountingFile(self.inner.open(path, mode)?, Arc::clone(&self.syncs))))
+        Ok(Arc::new(CountingFile(self.inner.open(path, mode)?, Arc::clone(&self.syncs), self.before_read.clone())))
     }
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
         self.inner.create_dir_all(path)

@@ -409,6 +409,34 @@ fn a_reader_whose_segment_is_used_again_learns_that_the_log_is_gone() {
     assert!(matches!(log.position_at(Lsn(3)), Err(Error::LogGone { .. })));
 }
 
+/// The same at the worst moment: the reader has found its segment, and reads it when it is used again.
+#[test]
+fn a_segment_used_again_within_a_read_is_not_taken_for_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut env, _) = real();
+    let fs = Arc::new(reading::CountingFs::default());
+    env.fs = fs.clone();
+    let (log, _) = open(&env, dir.path()).unwrap();
+    let log = Arc::new(log);
+    fill(&log, 1000);
+    log.sync_to(Lsn(1000)).unwrap();
+    // Now memory lets go of what is written.
+    fill(&log, 10);
+    let mut reader = log.reader(Lsn(20)).unwrap();
+    let writer = Arc::clone(&log);
+    fs.before_next_read(move || {
+        writer.release(Lsn(1000)).unwrap();
+        while writer.stats().segments_recycled < 2 || lock(&writer.shared.segments).len() < 4 {
+            fill(&writer, 10);
+            writer.step().unwrap();
+        }
+    });
+    match reader.next(Lsn::MAX, 1000) {
+        Err(Error::LogGone { oldest, .. }) => assert_eq!(oldest, log.oldest()),
+        other => panic!("{:?}", other.map(|c| c.map(|c| (c.first, c.last)))),
+    }
+}
+
 /// A slow reader and one that keeps up, while segments are released and used again under them: whatever they read is
 /// right, in order, and the only other end is to be told that the log is gone.
 #[test]
