@@ -48,6 +48,20 @@ pub enum Error {
     /// The store has stopped after an error that may have lost data under it \[I3\].
     #[error("the store has stopped: {0}; restart the process, recovery decides what was durable")]
     Stopped(String),
+    /// A write has its LSN, and the store stopped before it was as sure as was asked for.
+    #[error("nobody knows whether the write at LSN {lsn} was kept: {why}; read before writing again")]
+    Indeterminate {
+        /// The write.
+        lsn: Lsn,
+        /// What ended it.
+        why: String,
+    },
+    /// Too many writes were submitted and are not completed; nothing was written.
+    #[error("{outstanding} writes are outstanding; wait for one of them and try again, nothing was written")]
+    Overloaded {
+        /// The bound.
+        outstanding: usize,
+    },
     /// A limit; nothing was written.
     #[error(transparent)]
     Limit(#[from] LimitError),
@@ -117,7 +131,28 @@ pub enum Error {
     },
 }
 
+/// What may be concluded from a write's error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorClass {
+    /// Nothing was written; the same call may succeed later.
+    NotExecuted,
+    /// The write may or may not have been kept: read before writing again.
+    Indeterminate,
+    /// Nothing was written, and repeating the same call cannot succeed.
+    NeverRetry,
+}
+
 impl Error {
+    /// What may be concluded when a write fails with this.
+    #[must_use]
+    pub const fn class(&self) -> ErrorClass {
+        match self {
+            Error::DiskFull { .. } | Error::Overloaded { .. } => ErrorClass::NotExecuted,
+            Error::ConditionFailed(_) | Error::Limit(_) | Error::Malformed(_) => ErrorClass::NeverRetry,
+            _ => ErrorClass::Indeterminate,
+        }
+    }
+
     /// Wraps an operating-system error; a full disk gets its own kind.
     pub fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
         if source.kind() == io::ErrorKind::StorageFull || source.kind() == io::ErrorKind::QuotaExceeded {

@@ -14,6 +14,8 @@ pub const BATCH_OPS_MAX: usize = 100_000;
 pub const METADATA_BYTES_MAX: usize = 4 * 1024;
 /// Largest log segment in bytes: recovery reads one whole into memory.
 pub const SEGMENT_BYTES_MAX: u64 = 1 << 30;
+/// Most writes given to `Store::submit` that are not completed; one more is refused.
+pub const OUTSTANDING_WRITES_MAX: usize = 1 << 14;
 /// How far LSNs jump when a restore or a forced failover starts a new timeline, so that a reader
 /// of the old history can never mistake the new one for it \[I11\].
 pub const TIMELINE_LSN_JUMP: u64 = 1 << 32;

@@ -20,6 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::env::Env;
 use crate::error::{Error, Result};
+use crate::exec::Wake;
 use crate::limits::Options;
 use crate::lsn::{CommitTs, Epoch, Lsn, Position};
 use crate::record::{Kind, Record, TimelineStart};
@@ -88,6 +89,8 @@ struct Shared {
     /// Held by whoever leads.
     sink: Mutex<sink::Sink>,
     counters: stats::Counters,
+    /// Woken when the segment made ahead has been taken.
+    taken: OnceLock<Wake>,
     stopped: OnceLock<String>,
 }
 
@@ -194,6 +197,12 @@ impl Log {
     /// `Stopped`.
     pub fn prepare_step(&self) -> Result<Progress> {
         self.shared.prepare_step()
+    }
+
+    /// From now on `wake` rouses who calls [`Log::prepare_step`] when the segment made ahead has been taken. The first
+    /// call counts.
+    pub(crate) fn rouse_preparer(&self, wake: &Wake) {
+        let _ = self.shared.taken.set(wake.clone());
     }
 
     /// Returns when everything up to `lsn` is durable; the calling thread does the work, alone or

@@ -540,6 +540,7 @@ impl<'a> Walk<'a> {
             pending_bytes: AtomicUsize::new(0),
             sink: Mutex::default(),
             counters: super::stats::Counters::default(),
+            taken: OnceLock::new(),
             stopped: OnceLock::new(),
         };
         Log { shared: Arc::new(shared) }

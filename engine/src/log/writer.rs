@@ -370,6 +370,9 @@ impl Shared {
         prepare.ready = false;
         let blank = prepare.blank.take().ok_or(Malformed("a segment is ready and is not there"))?;
         prepare.next_seq = blank.seq + 1;
+        if let Some(wake) = self.taken.get() {
+            wake.wake();
+        }
         Ok(Arc::new(blank.into_segment(segment::next_salt(head.segment.salt), head.last)))
     }
 

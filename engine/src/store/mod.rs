@@ -10,6 +10,7 @@ mod identity;
 mod maintain;
 mod pace;
 mod stats;
+mod submit;
 mod workers;
 mod write;
 
@@ -21,6 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub use identity::Identity;
 pub use pace::{StallStats, Stalls};
 pub use stats::StoreStats;
+pub use submit::Completion;
 pub use workers::Workers;
 pub use write::Written;
 
@@ -73,6 +75,8 @@ pub struct Store {
     wake_flush: Wake,
     wake_compaction: Wake,
     wake_flusher: Wake,
+    outstanding: submit::Outstanding,
+    wake_completer: Wake,
     /// The flusher has been woken for buffered records and has not looked yet.
     flusher_awaited: AtomicBool,
     // Last: released after everything above is dropped.
@@ -172,6 +176,8 @@ impl Store {
             wake_flush: Wake::new(),
             wake_compaction: Wake::new(),
             wake_flusher: Wake::new(),
+            outstanding: submit::Outstanding::default(),
+            wake_completer: Wake::new(),
             flusher_awaited: AtomicBool::new(false),
             env,
             log,

@@ -28,6 +28,7 @@ impl Store {
             WorkerThread::spawn(name, wake.clone(), worker).map_err(|e| Error::io("start a thread for", &self.dir, e))
         };
         self.pace.turn_on();
+        self.log.rouse_preparer(&self.wake_flush);
         Ok(Workers {
             _threads: vec![
                 spawn("log-writer", &self.wake_log, log_step, None)?,
@@ -38,8 +39,9 @@ impl Store {
         })
     }
 
-    /// Starts the background threads of an embedded store: flush and compaction, and the one that hands
-    /// buffered records to the operating system. Dropping the result stops and joins them.
+    /// Starts the background threads of an embedded store: flush and compaction, the one that hands buffered
+    /// records to the operating system, and the log writer, which completes what was given to [`Store::submit`] and makes log segments ahead.
+    /// Dropping the result stops and joins them; what is outstanding is completed before.
     ///
     /// # Errors
     /// The operating system's.
@@ -53,6 +55,7 @@ impl Store {
                 WorkerThread::spawn("flush", self.wake_flush.clone(), flush).map_err(failed)?,
                 self.spawn_compaction()?,
                 WorkerThread::spawn("log-flusher", self.wake_flusher.clone(), flusher).map_err(failed)?,
+                WorkerThread::spawn("log-writer", self.wake_completer.clone(), self.completer()).map_err(failed)?,
             ],
         })
     }

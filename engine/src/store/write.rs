@@ -121,10 +121,8 @@ impl Store {
             }
             Durability::Buffered => {
                 let position = self.append_visible(batch, conditions)?;
-                if self.log.buffered_bytes() >= BUFFERED_BYTES_MAX {
+                if self.hand_over_buffered() {
                     self.log.write_to(position.lsn)?;
-                } else if !self.flusher_awaited.swap(true, Ordering::SeqCst) {
-                    self.wake_flusher.wake();
                 }
                 position
             }
@@ -136,9 +134,21 @@ impl Store {
         Ok(Written { position, durability })
     }
 
+    /// After a buffered record: whether its writer is to hand all of them to the operating system; otherwise the
+    /// thread for that does so in a moment.
+    pub(super) fn hand_over_buffered(&self) -> bool {
+        if self.log.buffered_bytes() >= BUFFERED_BYTES_MAX {
+            return true;
+        }
+        if !self.flusher_awaited.swap(true, Ordering::SeqCst) {
+            self.wake_flusher.wake();
+        }
+        false
+    }
+
     /// Appends, commits and applies in one go: nobody waits for a disk. Whatever came before becomes visible
     /// first, for the order of LSNs is the order of visibility.
-    fn append_visible(&self, batch: &Batch, conditions: &[Condition]) -> Result<Position> {
+    pub(super) fn append_visible(&self, batch: &Batch, conditions: &[Condition]) -> Result<Position> {
         let _order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
         let last = self.log.last();
         if self.applied.get() < last.lsn {

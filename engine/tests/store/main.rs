@@ -15,4 +15,5 @@ mod log_life;
 mod model;
 mod planted;
 mod stall;
+mod submit;
 mod world;

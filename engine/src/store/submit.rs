@@ -1,0 +1,322 @@
+//! Writes whose caller does not wait: the log writer's thread syncs them in groups and says so.
+//!
+//! Owns: what is outstanding, its bound \[I12\], and that every completion comes to an end: by the log writer's
+//! thread, by its last act, or by the call itself when there is no such thread. Never: a completion before the
+//! write is as sure as was asked for and visible \[I1\]; a runtime.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use super::{Durability, Store, Written};
+use crate::batch::{Batch, Condition};
+use crate::error::{Error, Result};
+use crate::exec::{Progress, Worker};
+use crate::limits::OUTSTANDING_WRITES_MAX;
+use crate::lsn::{Lsn, Position};
+
+/// A write that has its LSN and may not be as sure yet as was asked for. It is a future for any executor; without
+/// one, [`Completion::wait`] blocks. Dropping it does not take the write back.
+#[derive(Debug)]
+#[must_use = "the write may still fail"]
+pub struct Completion {
+    position: Position,
+    slot: Arc<Slot>,
+}
+
+/// Where an outcome is left for its completion.
+#[derive(Debug, Default)]
+struct Slot {
+    state: Mutex<State>,
+    ended: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    outcome: Option<Outcome>,
+    waker: Option<Waker>,
+}
+
+#[derive(Clone, Debug)]
+enum Outcome {
+    Written(Durability),
+    Unknown(String),
+}
+
+impl Slot {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn end(&self, outcome: Outcome) {
+        let mut state = self.state();
+        if state.outcome.is_none() {
+            state.outcome = Some(outcome);
+        }
+        let waker = state.waker.take();
+        drop(state);
+        self.ended.notify_all();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+impl Completion {
+    /// Where the write stands in the log. Known from the beginning, and no promise yet.
+    #[must_use]
+    pub const fn position(&self) -> Position {
+        self.position
+    }
+
+    /// The outcome, if there is one yet.
+    #[must_use]
+    pub fn outcome(&self) -> Option<Result<Written>> {
+        self.slot.state().outcome.clone().map(|o| self.result(o))
+    }
+
+    /// Blocks until there is an outcome. Not for a thread that executes futures.
+    ///
+    /// # Errors
+    /// `Indeterminate` when the store stopped before the write was as sure as was asked for.
+    pub fn wait(&self) -> Result<Written> {
+        let mut state = self.slot.state();
+        loop {
+            if let Some(outcome) = state.outcome.clone() {
+                return self.result(outcome);
+            }
+            state = self.slot.ended.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn result(&self, outcome: Outcome) -> Result<Written> {
+        match outcome {
+            Outcome::Written(durability) => Ok(Written { position: self.position, durability }),
+            Outcome::Unknown(why) => Err(Error::Indeterminate { lsn: self.position.lsn, why }),
+        }
+    }
+}
+
+impl Future for Completion {
+    type Output = Result<Written>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut state = self.slot.state();
+        match state.outcome.clone() {
+            Some(outcome) => Poll::Ready(self.result(outcome)),
+            None => {
+                state.waker = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl Drop for Completion {
+    fn drop(&mut self) {
+        // Whoever would have been woken may be long gone.
+        self.slot.state().waker = None;
+    }
+}
+
+/// A place among the outstanding writes.
+#[derive(Debug)]
+struct Place(Arc<AtomicUsize>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// A write to be completed. Dropped without an outcome, its outcome is unknown.
+#[derive(Debug)]
+pub(super) struct Pending {
+    lsn: Lsn,
+    durability: Durability,
+    bytes: usize,
+    slot: Arc<Slot>,
+    _place: Place,
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.slot.end(Outcome::Unknown("the thread that completes writes has ended".to_owned()));
+    }
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    /// Threads that complete what is queued. Without one nothing is.
+    attendants: usize,
+    waiting: VecDeque<Pending>,
+}
+
+/// The outstanding writes of a store.
+#[derive(Debug, Default)]
+pub(super) struct Outstanding {
+    queue: Mutex<Queue>,
+    count: Arc<AtomicUsize>,
+}
+
+impl Outstanding {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn place(&self) -> Result<Place> {
+        let place = Place(Arc::clone(&self.count));
+        if self.count.fetch_add(1, Ordering::SeqCst) < OUTSTANDING_WRITES_MAX {
+            Ok(place)
+        } else {
+            Err(Error::Overloaded { outstanding: OUTSTANDING_WRITES_MAX })
+        }
+    }
+
+    /// Queues a write; gives it back when nobody would complete it.
+    fn push(&self, pending: Pending) -> std::result::Result<(), Pending> {
+        let mut queue = self.queue();
+        if queue.attendants == 0 {
+            return Err(pending);
+        }
+        queue.waiting.push_back(pending);
+        Ok(())
+    }
+
+    fn take(&self) -> VecDeque<Pending> {
+        std::mem::take(&mut self.queue().waiting)
+    }
+
+    /// What is queued, or none: then the caller does not attend any more.
+    fn take_or_leave(&self) -> Option<VecDeque<Pending>> {
+        let mut queue = self.queue();
+        if queue.waiting.is_empty() {
+            queue.attendants -= 1;
+            return None;
+        }
+        Some(std::mem::take(&mut queue.waiting))
+    }
+}
+
+impl Store {
+    /// [`Store::write`] without the wait: the write has its LSN on return, and the [`Completion`] ends when it is as
+    /// sure as was asked for, and visible. The log writer's thread of [`Store::start_background`] sees to that;
+    /// without it the call does it all itself. Writes of one thread that ask for the same end in their order.
+    ///
+    /// No disk is waited for, with two exceptions that hold up every writer: memtables that wait for their flush, and
+    /// a next log segment that is not made yet. Where writes are slowed because flush or compaction is behind,
+    /// completions come later instead.
+    ///
+    /// # Errors
+    /// `Overloaded` when [`OUTSTANDING_WRITES_MAX`] writes are outstanding: wait for one of them. Otherwise as
+    /// [`Store::append`]. Nothing was written then, except that nobody knows after `Stopped`; see
+    /// [`Error::class`].
+    pub fn submit(&self, batch: &Batch, conditions: &[Condition], durability: Durability) -> Result<Completion> {
+        let place = self.outstanding.place()?;
+        self.make_room()?;
+        let position = match durability {
+            Durability::Synced => self.append(self.log.last().epoch, batch, conditions)?,
+            Durability::Written | Durability::Buffered => self.append_visible(batch, conditions)?,
+        };
+        let slot = Arc::new(Slot::default());
+        let completion = Completion { position, slot: Arc::clone(&slot) };
+        let pending = Pending { lsn: position.lsn, durability, bytes: batch.encoded_len(), slot, _place: place };
+        if durability == Durability::Buffered {
+            // As sure as was asked for already.
+            let done = if self.hand_over_buffered() { self.log.write_to(position.lsn) } else { Ok(()) };
+            end_all(vec![pending], |_| done.as_ref().err().map(ToString::to_string));
+        } else if let Err(pending) = self.outstanding.push(pending) {
+            self.complete(VecDeque::from([pending]));
+        } else {
+            self.wake_completer.wake();
+        }
+        Ok(completion)
+    }
+
+    /// Makes a group of writes as sure as was asked for and visible, and ends their completions. Returns their bytes.
+    fn complete(&self, group: VecDeque<Pending>) -> usize {
+        let bytes = group.iter().map(|p| p.bytes).sum();
+        let mut group: Vec<Pending> = group.into();
+        group.sort_by_key(|p| p.lsn);
+        let (synced, written): (Vec<_>, Vec<_>) = group.into_iter().partition(|p| p.durability == Durability::Synced);
+        // Those who wait for less do not wait for the sync.
+        if let Some(last) = written.last() {
+            let done = self.log.write_to(last.lsn);
+            end_all(written, |_| done.as_ref().err().map(ToString::to_string));
+        }
+        if let Some(last) = synced.last() {
+            let done = self.sync_visibly(last.lsn);
+            let (durable, applied) = (self.log.durable().get(), self.applied.get());
+            end_all(synced, |p| match &done {
+                Err(e) if durable < p.lsn || applied < p.lsn => Some(e.to_string()),
+                Ok(()) | Err(_) => None,
+            });
+        }
+        bytes
+    }
+
+    fn sync_visibly(&self, lsn: Lsn) -> Result<()> {
+        self.log.sync_to_and(lsn, |durable| self.commit_group(durable))?;
+        if self.applied.get() < lsn {
+            self.set_committed(lsn);
+            self.apply_committed()?;
+        }
+        Ok(())
+    }
+
+    /// The worker that completes submitted writes.
+    pub(super) fn completer(self: &Arc<Self>) -> Completer {
+        self.outstanding.queue().attendants += 1;
+        self.log.rouse_preparer(&self.wake_completer);
+        Completer { store: Arc::clone(self), not_before: Duration::ZERO }
+    }
+}
+
+/// Ends the completions of a group in order; `failed` says why one has no known outcome.
+fn end_all(group: Vec<Pending>, failed: impl Fn(&Pending) -> Option<String>) {
+    for pending in group {
+        let outcome = failed(&pending).map_or(Outcome::Written(pending.durability), Outcome::Unknown);
+        pending.slot.end(outcome);
+    }
+}
+
+/// The log writer's thread: completes what was given to [`Store::submit`], and makes the next segment ahead. Its end
+/// completes what is outstanding.
+pub(super) struct Completer {
+    store: Arc<Store>,
+    /// The writes completed so far have used the time until then, by the pace that is asked of writers.
+    not_before: Duration,
+}
+
+impl Worker for Completer {
+    fn step(&mut self) -> Progress {
+        let now = self.store.env.clock.monotonic();
+        if now < self.not_before {
+            return Progress::Sleep(self.not_before - now);
+        }
+        let group = self.store.outstanding.take();
+        if group.is_empty() {
+            // A flush may take longer than a segment lasts. On an error the thread for flushes tries again, and tells.
+            return self.store.log.prepare_step().unwrap_or(Progress::Idle);
+        }
+        let bytes = self.store.complete(group);
+        self.not_before = self.store.env.clock.monotonic() + self.store.pace(bytes);
+        Progress::Worked
+    }
+}
+
+impl Drop for Completer {
+    fn drop(&mut self) {
+        while let Some(group) = self.store.outstanding.take_or_leave() {
+            if std::thread::panicking() {
+                drop(group);
+            } else {
+                self.store.complete(group);
+            }
+        }
+    }
+}
