@@ -7,7 +7,7 @@
 //!
 //! Files: `frame` and `segment` (formats), `tail` (newest records in memory), `gate` (who leads a
 //! group commit), `signal` (how its threads wait), `writer` (append, write, sync), `sink` (how bytes get
-//! into files), `reader`, `recovery`, `truncate`, `slots`.
+//! into files), `reader`, `recovery` (with `files`), `truncate`, `slots`.
 //!
 //! Locks, in the order in which they may be taken: `releasing`, leadership of the gate, `head`, `prepare`,
 //! `segments`, `tail`. None but the leadership is held across a commit's I/O; `head` is held while
@@ -26,6 +26,7 @@ use crate::lsn::{CommitTs, Epoch, Lsn, Position};
 use crate::record::{Kind, Record, TimelineStart};
 use crate::watermark::Watermark;
 
+mod files;
 mod frame;
 mod gate;
 mod reader;

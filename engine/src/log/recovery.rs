@@ -18,8 +18,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, OnceLock};
 
+use super::files::{Candidate, find, find_record, read_first, torn_len};
 use super::gate::Gate;
-use super::segment::{self, Blank, FRAMES_AT, Found, HEADER_LEN, Header, Segment};
+use super::segment::{self, Blank, FRAMES_AT, Found, Header, Segment};
 use super::slots::Slots;
 use super::tail::Tail;
 use super::truncate::{self, INTENT, Intent};
@@ -28,7 +29,7 @@ use super::{Log, Shared, frame};
 use crate::env::Env;
 use crate::error::{Error, Result};
 use crate::fault::{Bug, planted};
-use crate::fs::{File, OpenMode};
+use crate::fs::File;
 use crate::limits::{Options, SEGMENT_BYTES_MAX};
 use crate::lsn::{Lsn, Position};
 use crate::record::Record;
@@ -92,33 +93,6 @@ fn spares_max(options: &Options, segment_bytes: u64) -> usize {
 
 /// A log that is longer behind the tables than so many memtables, or segments, holds much that fills no memtable.
 const LONG_MEMTABLES: u64 = 4;
-
-/// A file with the name of a segment.
-struct Candidate {
-    seq: u64,
-    path: PathBuf,
-    file: Arc<dyn File>,
-    bytes: u64,
-    header: Found,
-}
-
-/// All of them, in the order of their numbers, with their headers.
-fn find(env: &Env, log_dir: &Path, names: &[String]) -> Result<Vec<Candidate>> {
-    let mut seqs: Vec<u64> = names.iter().filter_map(|n| segment::parse_name(n)).collect();
-    seqs.sort_unstable();
-    let candidate = |seq| {
-        let path = segment::path(log_dir, seq);
-        let file = env.fs.open(&path, OpenMode::Write).map_err(|e| Error::io("open", &path, e))?;
-        let bytes = file.len().map_err(|e| Error::io("read", &path, e))?;
-        if bytes > SEGMENT_BYTES_MAX {
-            let what = format!("file of {bytes} bytes, over the bound of {SEGMENT_BYTES_MAX}");
-            return Err(Error::corruption(&path, 0, None, what));
-        }
-        let header = Header::decode(&read_range(&*file, &path, 0, bytes.min(HEADER_LEN as u64))?);
-        Ok(Candidate { seq, path, file, bytes, header })
-    };
-    seqs.into_iter().map(candidate).collect()
-}
 
 fn read_intent(env: &Env, log_dir: &Path) -> Result<Option<Intent>> {
     let path = log_dir.join(INTENT);
@@ -249,7 +223,7 @@ impl<'a> Walk<'a> {
         let Candidate { seq, path, file, bytes: len, header } = candidate;
         let header = match header {
             Found::Newer(found) => return Err(Error::Format { path, found, known: 1 }),
-            Found::Nothing => return self.headerless(&read_range(&*file, &path, 0, len)?, path),
+            Found::Nothing => return self.headerless(&read_first(&*file, &path, len)?, path),
             Found::Header(h) => h,
         };
         if self.missing.is_some() && header.base.lsn <= self.base.lsn {
@@ -286,7 +260,7 @@ impl<'a> Walk<'a> {
         self.evidence = self.evidence.max(header.base.lsn);
         self.unproven.clear();
         if !by_header {
-            self.last_bytes = read_range(&*file, &path, 0, len)?;
+            self.last_bytes = read_first(&*file, &path, len)?;
         }
         self.walked.push(Walked { path, file, header, index: Vec::new(), end: FRAMES_AT, by_header });
         if !by_header {
@@ -448,7 +422,7 @@ impl<'a> Walk<'a> {
             self.unused.splice(0..0, self.walked.split_off(i + 1).into_iter().map(|w| w.path));
             if let Some(w) = self.walked.last_mut() {
                 w.end = offset;
-                self.last_bytes = read_range(&*w.file, &w.path, 0, w.header.bytes)?;
+                self.last_bytes = read_first(&*w.file, &w.path, w.header.bytes)?;
             }
         }
         let created = self.walked.is_empty();
@@ -549,64 +523,4 @@ impl<'a> Walk<'a> {
 
 fn segment_bytes(options: &Options) -> u64 {
     options.segment_bytes.min(SEGMENT_BYTES_MAX)
-}
-
-/// The bytes `from..to` of a segment, whose length was checked.
-fn read_range(file: &dyn File, path: &Path, from: u64, to: u64) -> Result<Vec<u8>> {
-    let mut bytes = vec![0; usize::try_from(to - from).unwrap_or_default()];
-    crate::fs::read_exact_at(file, &mut bytes, from).map_err(|e| Error::io("read", path, e))?;
-    Ok(bytes)
-}
-
-/// Bytes behind the end that must go: up to the end of the last frame of this segment, and at least what stands in
-/// the place of the zeros behind the last group.
-fn torn_len(rest: &[u8], salt: u32) -> usize {
-    let at_end = rest.get(..frame::HEADER_BYTES).unwrap_or(rest);
-    let no_end = if at_end.iter().any(|b| *b != 0) { at_end.len() } else { 0 };
-    let reach = |at: usize| at + rest.get(at..).map_or(0, frame::claimed_len);
-    frame::places(rest, salt).map(reach).max().unwrap_or(0).max(no_end).min(rest.len())
-}
-
-/// A record above `above` in a segment without a header.
-fn find_record(bytes: &[u8], above: Lsn) -> Option<(usize, Lsn)> {
-    let mut at = FRAMES_AT as usize;
-    while let Some(rest) = bytes.get(at..).filter(|r| !r.is_empty()) {
-        let whole =
-            frame::decode(rest, None).ok().and_then(|f| Some((f.len, Record::decode(f.record).ok()?.header.lsn)));
-        match whole {
-            Some((_, lsn)) if lsn > above => return Some((at, lsn)),
-            // What stands inside of a whole frame is no frame.
-            Some((len, _)) => at += len,
-            None => at += 8,
-        }
-    }
-    None
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::frame;
-    use super::torn_len;
-    use crate::lsn::Lsn;
-
-    #[test]
-    fn what_goes_behind_the_end_is_this_segments() {
-        let mut frame = vec![0; frame::HEADER_BYTES];
-        frame.extend_from_slice(&[7; 40]);
-        frame::seal(&mut frame, 0, 9, Lsn(3));
-        assert_eq!((torn_len(&[], 9), torn_len(&[0; 1000], 9)), (0, 0));
-        // Old bytes behind the zeros of the last group stay.
-        let mut rest = vec![0; 24];
-        rest.extend_from_slice(&[0xab; 5000]);
-        assert_eq!(torn_len(&rest, 9), 0);
-        // A frame of this segment goes, and all before it; that of another use stays.
-        rest[1024..1024 + frame.len()].copy_from_slice(&frame);
-        assert_eq!((torn_len(&rest, 9), torn_len(&rest, 8)), (1024 + frame.len(), 0));
-        // No zeros where the end should be.
-        rest[23] = 1;
-        assert_eq!(torn_len(&rest, 8), 24);
-        assert_eq!(torn_len(&[1; 8], 8), 8);
-        // A length out of a torn frame reaches no further than the segment.
-        assert_eq!(torn_len(&rest[..1024 + 16], 9), 1024 + 16);
-    }
 }

@@ -317,6 +317,45 @@ fn a_lost_end_of_a_recycled_segment_is_no_hole() {
     }
 }
 
+/// The segments above the cut are given their numbers and salts anew, and have old frames in them.
+#[test]
+fn a_crash_at_every_call_of_a_cut_in_recycled_segments_leaves_the_old_log_or_the_cut_one() {
+    let mut outcomes = BTreeSet::new();
+    for kind in [FaultKind::CrashBefore, FaultKind::CrashAfter] {
+        for call in 1.. {
+            let what = format!("{kind:?} at call {call}");
+            let (mut w, log) = recycled(12 << 10);
+            let (at, keep) = (newest(&log).seq, w.all.len() - 3);
+            while newest(&log).seq < at + 2 {
+                w.write(&log, 4, 64).unwrap();
+            }
+            log.close().unwrap();
+            let all = w.all.len();
+            w.fs.fail_at_io(w.fs.io_count() + call, kind);
+            let cut = log.truncate_above(Lsn(keep as u64), w.base.lsn);
+            drop(log);
+            if cut.is_ok() {
+                break;
+            }
+            w.fs.crash();
+            w.durable = Lsn(keep as u64);
+            let (log, _) = w.open().unwrap_or_else(|e| panic!("{what}: {e}"));
+            let now = log.last().lsn.0 as usize;
+            assert!(now == keep || now == all, "{what}: {now} records");
+            w.check(&log, &what);
+            outcomes.insert(now == keep);
+            w.all.truncate(now);
+            // Other records take the place of those cut, and go further.
+            w.write(&log, 200, 72).unwrap();
+            log.close().unwrap();
+            drop(log);
+            w.fs.crash();
+            w.check(&w.open().unwrap_or_else(|e| panic!("{what}, then more: {e}")).0, &what);
+        }
+    }
+    assert_eq!(outcomes.len(), 2, "only one outcome");
+}
+
 #[test]
 fn a_recycled_segment_whose_header_is_gone_is_dropped_only_if_nothing_new_is_in_it() {
     let (mut w, log) = recycled(12 << 10);
