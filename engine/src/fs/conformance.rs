@@ -4,7 +4,7 @@
 use std::io::ErrorKind;
 use std::path::Path;
 
-use super::{File, Fs, OpenMode, read_exact_at, read_file, write_atomic};
+use super::{Blocks, DIRECT_BYTES, File, Fs, OpenMode, read_exact_at, read_file, write_atomic};
 
 #[test]
 fn the_real_file_system_conforms() {
@@ -25,6 +25,8 @@ fn the_simulated_file_system_conforms() {
 
 fn conform(fs: &dyn Fs, root: &Path) {
     reads_and_writes(fs, &root.join("bytes"));
+    windows(fs, &root.join("windows"));
+    direct(fs, &root.join("direct"));
     opens(fs, &root.join("opens"));
     renames(fs, &root.join("renames"));
     links(fs, &root.join("links"));
@@ -48,6 +50,40 @@ fn create(fs: &dyn Fs, path: &Path, bytes: &[u8]) {
 
 fn read(fs: &dyn Fs, path: &Path) -> Vec<u8> {
     read_file(fs, path, 1 << 20).unwrap()
+}
+
+fn windows(fs: &dyn Fs, dir: &Path) {
+    fs.create_dir_all(dir).unwrap();
+    let f = fs.open(&dir.join("f"), OpenMode::CreateNew).unwrap();
+    f.write_all_at(&[1; 200_000], 0).unwrap();
+    let mut window = f.window(100_001, 50_000).unwrap().expect("this file system has windows");
+    window.write_at(b"through", 100_001).unwrap();
+    window.write_at(b"memory", 150_001 - 6).unwrap();
+    f.write_all_at(b"beside", 120_000).unwrap();
+    f.sync_data().unwrap();
+    let mut model = vec![1; 200_000];
+    for (at, bytes) in [(100_001, &b"through"[..]), (149_995, b"memory"), (120_000, b"beside")] {
+        model[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+    assert!(content(&*f) == model);
+}
+
+fn direct(fs: &dyn Fs, dir: &Path) {
+    fs.create_dir_all(dir).unwrap();
+    let path = dir.join("f");
+    assert_eq!(kind(fs.open_direct(&path)), ErrorKind::NotFound);
+    let f = fs.open(&path, OpenMode::CreateNew).unwrap();
+    f.write_all_at(&[1; 3 * DIRECT_BYTES], 0).unwrap();
+    let direct = fs.open_direct(&path).unwrap().expect("this file system writes past the page cache");
+    let mut blocks = Blocks::default();
+    blocks.push(b"whole block");
+    blocks.pad();
+    direct.write_all_at(blocks.as_slice(), DIRECT_BYTES as u64).unwrap();
+    let mut model = vec![1; 3 * DIRECT_BYTES];
+    model[DIRECT_BYTES..2 * DIRECT_BYTES].copy_from_slice(blocks.as_slice());
+    assert!(content(&*f) == model);
+    assert_eq!(kind(direct.write_all_at(&blocks.as_slice()[..100], 0)), ErrorKind::InvalidInput);
+    assert!(content(&*f) == model);
 }
 
 fn reads_and_writes(fs: &dyn Fs, dir: &Path) {

@@ -9,12 +9,18 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+mod blocks;
 #[cfg(test)]
 mod conformance;
 pub mod os;
 #[cfg(feature = "sim")]
 pub mod sim;
 mod window;
+
+pub use blocks::Blocks;
+
+/// Unit, in bytes, of what [`Fs::open_direct`] takes: no disk of today has larger blocks.
+pub const DIRECT_BYTES: usize = 4096;
 
 /// How to open a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +100,17 @@ pub trait Fs: Send + Sync + Debug {
     /// # Errors
     /// `NotFound`, `AlreadyExists`, or the operating system's.
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn File>>;
+
+    /// A second handle on an existing file, whose writes bypass the page cache and are durable when they return; they
+    /// cover whole blocks of [`DIRECT_BYTES`], from memory aligned alike ([`Blocks`]). What other handles wrote
+    /// is not made durable by it. `None` where there is no such thing.
+    ///
+    /// # Errors
+    /// `NotFound`, or the operating system's.
+    fn open_direct(&self, path: &Path) -> io::Result<Option<Arc<dyn File>>> {
+        let _ = path;
+        Ok(None)
+    }
 
     /// Creates a directory and its parents; existing ones are fine.
     ///

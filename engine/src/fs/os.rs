@@ -76,6 +76,19 @@ impl Fs for OsFs {
         Ok(Arc::new(OsFile(options.open(path)?)))
     }
 
+    #[cfg(target_os = "linux")]
+    fn open_direct(&self, path: &Path) -> io::Result<Option<Arc<dyn File>>> {
+        use rustix::fs::OFlags;
+        let flags = (OFlags::DIRECT | OFlags::DSYNC).bits();
+        let flags = i32::try_from(flags).map_err(|_| io::ErrorKind::InvalidInput)?;
+        match fs::OpenOptions::new().read(true).write(true).custom_flags(flags).open(path) {
+            Ok(file) => Ok(Some(Arc::new(OsFile(file)))),
+            // The file system has no writes of this kind.
+            Err(e) if e.kind() == io::ErrorKind::InvalidInput => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
     }

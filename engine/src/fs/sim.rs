@@ -22,7 +22,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use super::{File, Fs, LockGuard, OpenMode, Window};
+use super::{DIRECT_BYTES, File, Fs, LockGuard, OpenMode, Window};
 
 mod content;
 mod dice;
@@ -184,6 +184,11 @@ impl SimFs {
         self.0.disk().allocated()
     }
 
+    /// Without `on`, this file system has no writes past the page cache.
+    pub fn set_direct(&self, on: bool) {
+        self.0.disk().set_direct(on);
+    }
+
     /// With `on`, about half of the reads return fewer bytes than they could (never 0).
     pub fn set_short_reads(&self, on: bool) {
         self.0.disk().set_short_reads(on);
@@ -280,6 +285,37 @@ impl Drop for Handle {
     }
 }
 
+/// A handle whose writes are durable when they return.
+#[derive(Debug)]
+struct Direct(Arc<dyn File>);
+
+impl File for Direct {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.0.read_at(buf, offset)
+    }
+
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        let aligned = |n: usize| n.is_multiple_of(DIRECT_BYTES);
+        if !offset.is_multiple_of(DIRECT_BYTES as u64) || !aligned(buf.len()) || !aligned(buf.as_ptr().addr()) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        self.0.write_all_at(buf, offset)?;
+        self.0.sync_data()
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+}
+
 /// A held simulated lock.
 #[derive(Debug)]
 struct SimLock {
@@ -304,6 +340,11 @@ impl Fs for SimFs {
         let ino = disk.call_whole(class, |disk| disk.open(path, mode))?;
         let writable = mode != OpenMode::Read;
         Ok(Arc::new(SimFile(Arc::new(Handle { shared: self.0.clone(), ino, generation, writable }))))
+    }
+
+    fn open_direct(&self, path: &Path) -> io::Result<Option<Arc<dyn File>>> {
+        let direct = self.0.disk().has_direct();
+        Ok(if direct { Some(Arc::new(Direct(self.open(path, OpenMode::Write)?))) } else { None })
     }
 
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {

@@ -1,17 +1,25 @@
-//! How frames get into their segment's file: small pieces through a window, others by a call.
+//! How frames get into their segment's file: small pieces through a window, those to be synced past the page cache, others
+//! by a call.
 //!
-//! Owns: the window, and which segment has bytes that no sync covers. Held by whoever leads. Never: order (`writer`).
+//! Owns: the window, the direct handle, and which segment has bytes that no sync covers. Held by whoever leads. Never:
+//! order (`writer`).
 
 use std::io;
 use std::sync::Arc;
 
 use super::segment::Segment;
-use crate::fs::Window;
+use crate::env::Env;
+use crate::fs::{Blocks, DIRECT_BYTES, File, Window, read_exact_at};
 
 /// Bytes of a window. Making one costs about as much as forty calls.
 const WINDOW_BYTES: u64 = 256 << 10;
 /// A piece from this size on is written by a call: copying is most of the work then.
 const LARGE: usize = 16 << 10;
+/// Larger groups go through the page cache, so that the buffer stays small.
+const DIRECT_MAX: usize = 512 << 10;
+/// So many groups in a row have been synced before the next one is written past the page cache: pages that a window
+/// has been on would have to go first.
+const DIRECT_AFTER: u32 = 4;
 
 #[derive(Debug, Default)]
 pub(super) struct Sink {
@@ -20,6 +28,21 @@ pub(super) struct Sink {
     window: Option<Open>,
     /// This file system has none.
     no_windows: bool,
+    direct: Option<Direct>,
+    /// This file system has none.
+    no_direct: bool,
+    /// Groups since one that was not synced.
+    synced_groups: u32,
+}
+
+/// Bytes for a place in a segment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Piece<'a> {
+    pub(super) segment: &'a Arc<Segment>,
+    pub(super) bytes: &'a [u8],
+    /// So many of them are frames: the next piece begins behind those.
+    pub(super) len: usize,
+    pub(super) offset: u64,
 }
 
 #[derive(Debug)]
@@ -30,17 +53,36 @@ struct Open {
     window: Box<dyn Window>,
 }
 
+/// A segment that is written in whole blocks. The last one is written again with what comes behind: its bytes so far do
+/// not change by that, whatever part of it a power loss lets through.
+#[derive(Debug)]
+struct Direct {
+    segment: Arc<Segment>,
+    file: Arc<dyn File>,
+    /// What the file has from `from` on, up to the end of the log; less than a block. None when it has to be read.
+    last: Blocks,
+    from: Option<u64>,
+}
+
 impl Sink {
-    /// Writes a piece. One that is to be synced at once is not worth a window: after each sync the system has to make its
-    /// pages writable again.
-    pub(super) fn write(&mut self, segment: &Arc<Segment>, bytes: &[u8], offset: u64, sync: bool) -> io::Result<()> {
+    /// Writes a piece. With `sync` it is the last of a group that is to be synced now; returns whether it was.
+    pub(super) fn write(&mut self, env: &Env, piece: &Piece<'_>, sync: bool) -> io::Result<bool> {
+        let Piece { segment, bytes, offset, .. } = *piece;
+        self.synced_groups = if sync { self.synced_groups.saturating_add(1) } else { 0 };
+        if sync && self.unsynced.is_none() && self.write_direct(env, piece)? {
+            return Ok(true);
+        }
+        if let Some(direct) = &mut self.direct {
+            direct.from = None;
+        }
+        // After each sync the system has to make a window's pages writable again.
         if sync || bytes.len() >= LARGE || self.no_windows || !self.write_mapped(segment, bytes, offset)? {
             segment.file.write_all_at(bytes, offset)?;
         }
         if self.unsynced.as_ref().is_none_or(|s| !Arc::ptr_eq(s, segment)) {
             self.unsynced = Some(Arc::clone(segment));
         }
-        Ok(())
+        Ok(false)
     }
 
     /// False when there is no window to be had.
@@ -55,7 +97,9 @@ impl Sink {
             let len = to.checked_sub(offset).filter(|_| end <= to).and_then(|len| usize::try_from(len).ok());
             let Some(len) = len else { return Ok(false) };
             match segment.file.window(offset, len)? {
-                Some(window) => self.window = Some(Open { segment: Arc::clone(segment), from: offset, to, window }),
+                Some(window) => {
+                    self.window = Some(Open { segment: Arc::clone(segment), from: offset, to, window });
+                }
                 None => self.no_windows = true,
             }
         }
@@ -65,8 +109,64 @@ impl Sink {
         }
     }
 
+    /// Writes a whole group durably past the page cache. False, with nothing written, when that is not to be had.
+    fn write_direct(&mut self, env: &Env, piece: &Piece<'_>) -> io::Result<bool> {
+        let Piece { segment, bytes, offset, .. } = *piece;
+        let end = (offset + bytes.len() as u64).next_multiple_of(DIRECT_BYTES as u64);
+        if self.no_direct || self.synced_groups < DIRECT_AFTER || bytes.len() > DIRECT_MAX || end > segment.bytes {
+            return Ok(false);
+        }
+        self.window = None;
+        if self.direct.as_ref().is_none_or(|d| !Arc::ptr_eq(&d.segment, segment)) {
+            let last = self.direct.take().map(|d| d.last).unwrap_or_default();
+            let Some(file) = env.fs.open_direct(&segment.path)? else {
+                self.no_direct = true;
+                return Ok(false);
+            };
+            self.direct = Some(Direct { segment: Arc::clone(segment), file, last, from: None });
+        }
+        let Some(direct) = &mut self.direct else { return Ok(false) };
+        match direct.append(piece) {
+            // Refused before anything was written: a disk with larger blocks.
+            Err(e) if e.kind() == io::ErrorKind::InvalidInput => {
+                (self.direct, self.no_direct) = (None, true);
+                Ok(false)
+            }
+            other => other.map(|()| true),
+        }
+    }
+
     /// The segment that needs a sync, which the caller now does.
     pub(super) fn take_unsynced(&mut self) -> Option<Arc<Segment>> {
         self.unsynced.take()
+    }
+
+    /// The log was cut: what is in the files is no longer what was written here last.
+    pub(super) fn cut(&mut self) {
+        self.window = None;
+        self.direct = None;
+    }
+}
+
+impl Direct {
+    fn append(&mut self, &Piece { bytes, len, offset, .. }: &Piece<'_>) -> io::Result<()> {
+        let block = DIRECT_BYTES as u64;
+        let from = offset / block * block;
+        let had = (offset - from) as usize;
+        if self.from != Some(from) || self.last.len() != had {
+            let mut last = vec![0; had];
+            read_exact_at(&*self.segment.file, &mut last, from)?;
+            self.last.clear();
+            self.last.push(&last);
+        }
+        self.from = None;
+        self.last.push(bytes);
+        let end = had + len;
+        self.last.pad();
+        self.file.write_all_at(self.last.as_slice(), from)?;
+        let whole = end / DIRECT_BYTES * DIRECT_BYTES;
+        self.last.keep(whole..end);
+        self.from = Some(from + whole as u64);
+        Ok(())
     }
 }

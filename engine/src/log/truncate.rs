@@ -224,6 +224,7 @@ impl Shared {
             let keep = segments.partition_point(|s| s.seq <= segment.seq);
             segments.split_off(keep).into_iter().collect()
         };
+        lock(&self.sink).cut();
         lock(&self.tail).cut(end.lsn);
         self.written.store(end.lsn.0, Ordering::Release);
         self.appended.reset_after_truncation(end.lsn);

@@ -10,9 +10,11 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::gate::Gather;
 use super::segment::{self, Blank, FRAMES_AT, Segment};
+use super::sink::Piece;
 use super::{Progress, Shared, frame, lock};
 use crate::batch::LimitError;
 use crate::codec::Malformed;
@@ -46,10 +48,14 @@ pub(super) struct Part {
 
 impl Part {
     /// Adds the zeros that end the log, as far as there is room for them.
-    fn end(&mut self) {
+    ///
+    /// Returns the bytes that there were before.
+    fn end(&mut self) -> usize {
+        let len = self.bytes.len();
         let room = self.segment.bytes.saturating_sub(self.offset + self.bytes.len() as u64);
         let zeros = usize::try_from(room).unwrap_or(END_BYTES).min(END_BYTES);
-        self.bytes.resize(self.bytes.len() + zeros, 0);
+        self.bytes.resize(len + zeros, 0);
+        len
     }
 }
 
@@ -327,8 +333,10 @@ impl Shared {
         }
         // What earlier groups wrote and did not sync counts as this one's.
         let mut sink = lock(&self.sink);
-        for part in &mut parts {
-            part.end();
+        let start = if sync { self.env.clock.monotonic() } else { Duration::ZERO };
+        let (mut synced, count) = (false, parts.len());
+        for (n, part) in parts.iter_mut().enumerate() {
+            let len = part.end();
             let segment = &part.segment;
             if part.opens {
                 if let Some(before) = sink.take_unsynced() {
@@ -336,15 +344,18 @@ impl Shared {
                 }
                 segment.write_header().map_err(|e| self.fatal_io("write the header of", &segment.path, e))?;
             }
-            let write = sink.write(segment, &part.bytes, part.offset, sync);
-            write.map_err(|e| self.fatal_io("write", &segment.path, e))?;
+            let piece = Piece { segment, bytes: &part.bytes, len, offset: part.offset };
+            let write = sink.write(&self.env, &piece, sync && n + 1 == count);
+            synced = write.map_err(|e| self.fatal_io("write", &segment.path, e))?;
             self.counters.wrote(part.bytes.len());
             self.written.store(part.last.0, Ordering::Release);
         }
         if sync {
             if let Some(segment) = sink.take_unsynced() {
-                let start = self.env.clock.monotonic();
                 segment.file.sync_data().map_err(|e| self.fatal_io("sync", &segment.path, e))?;
+                synced = true;
+            }
+            if synced {
                 let took = self.env.clock.monotonic().saturating_sub(start);
                 self.counters.synced(last.0.saturating_sub(self.durable.get().0), took);
             }

@@ -40,6 +40,7 @@ pub(super) struct Disk {
     crashes: u64,
     capacity: u64,
     short_reads: bool,
+    direct: bool,
     read_bytes: u64,
     written_bytes: u64,
     /// A planned crash has struck; nothing works before `crash` or `kill`.
@@ -58,6 +59,7 @@ impl Disk {
             crashes: 0,
             capacity: UNSIZED,
             short_reads: false,
+            direct: true,
             read_bytes: 0,
             written_bytes: 0,
             dark: false,
@@ -336,6 +338,14 @@ impl Disk {
 
     pub(super) fn set_capacity(&mut self, bytes: u64) {
         self.capacity = bytes;
+    }
+
+    pub(super) const fn has_direct(&self) -> bool {
+        self.direct
+    }
+
+    pub(super) const fn set_direct(&mut self, on: bool) {
+        self.direct = on;
     }
 
     pub(super) fn set_short_reads(&mut self, on: bool) {
