@@ -19,6 +19,7 @@ pub mod lsn;
 pub mod record;
 pub mod restore;
 pub mod rng;
+pub mod space;
 pub mod store;
 pub mod table;
 pub mod tree;

@@ -9,6 +9,7 @@ mod evidence;
 mod identity;
 mod maintain;
 mod pace;
+mod room;
 mod stats;
 mod submit;
 mod workers;
@@ -34,6 +35,7 @@ use crate::fs::LockGuard;
 use crate::limits::Options;
 use crate::log::{Log, Recovered};
 use crate::lsn::{CommitTs, Epoch, Lsn, Position, TimelineId};
+use crate::space::Space;
 use crate::tree::{Checkpoint, Found, Tree, View};
 use crate::watermark::Watermark;
 use evidence::Evidence;
@@ -72,6 +74,7 @@ pub struct Store {
     wake_log: Wake,
     wake_apply: Wake,
     pace: pace::Pace,
+    space: Arc<Space>,
     wake_flush: Wake,
     wake_compaction: Wake,
     wake_flusher: Wake,
@@ -173,6 +176,7 @@ impl Store {
             wake_log: Wake::new(),
             wake_apply: Wake::new(),
             pace: pace::Pace::default(),
+            space: Arc::new(Space::new(&env.fs, dir, options)),
             wake_flush: Wake::new(),
             wake_compaction: Wake::new(),
             wake_flusher: Wake::new(),
@@ -185,7 +189,10 @@ impl Store {
             recovered,
             _lock: lock,
         };
+        // What recovery has to flush may take the reserve.
         store.apply_committed()?;
+        store.tree.set_space(Arc::clone(&store.space));
+        store.log.set_space(Arc::clone(&store.space));
         // Records of weaker writes are in the tree before they are durable; their tables wait for that.
         let log = Arc::clone(&store.log);
         store.tree.set_barrier(move |lsn| log.sync_to(lsn));

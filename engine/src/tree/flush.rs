@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::exec::Progress;
 use crate::lsn::Lsn;
 use crate::table::format::Origin;
@@ -23,20 +23,32 @@ impl Tree {
     ///
     /// # Errors
     /// `DiskFull` (nothing is left of the table, the memtable stays readable, call again when there
-    /// is room), `Io`, or `Stopped` after a failed sync.
+    /// is room; with little room also when nobody waits for the flush, see [`crate::space`]), `Io`, or `Stopped`
+    /// after a failed sync.
     pub fn flush_step(&self) -> Result<Progress> {
         self.stop.check()?;
         let _flushing = lock(&self.flushing);
         let version = self.version();
-        let Some(memtable) = version.frozen.last() else { return Ok(Progress::Idle) };
+        let space = self.space.get();
+        let Some(memtable) = version.frozen.last() else {
+            space.inspect(|s| s.no_flush());
+            return Ok(Progress::Idle);
+        };
+        let bytes = memtable.bytes() as u64;
+        let awaited = version.frozen.len() >= self.options.frozen_memtables_max;
+        let _granted = space.map(|s| s.for_flush(bytes, awaited)).transpose()?;
         if let (Some(barrier), Some(end)) = (self.barrier.0.get(), memtable.end()) {
             barrier(end.lsn)?;
         }
         let begun = self.env.clock.monotonic();
-        let mut out = self.write_tables(memtable)?;
-        self.install_flush(memtable, &out)?;
+        let written = self.write_tables(memtable).and_then(|out| self.install_flush(memtable, &out).map(|()| out));
+        let mut out = written.inspect_err(|e| {
+            if let (Error::DiskFull { .. }, Some(space)) = (e, space) {
+                space.flush_failed(bytes);
+            }
+        })?;
         out.keep();
-        self.pressure.flushed(memtable.bytes() as u64, self.env.clock.monotonic().saturating_sub(begun));
+        self.pressure.flushed(bytes, self.env.clock.monotonic().saturating_sub(begun));
         self.counters.flushed_bytes.fetch_add(out.bytes(), Ordering::Relaxed);
         self.counters.flushes.fetch_add(1, Ordering::Relaxed);
         Ok(Progress::Worked)

@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::limits::Options;
 use crate::lsn::{CommitTs, Epoch, Lsn, Position};
 use crate::record::{Record, RecordError, TimelineStart};
+use crate::space::Space;
 use crate::table::cache::BlockCache;
 use crate::table::reader::Table;
 use crate::table::{parse_table_name, table_name};
@@ -80,6 +81,7 @@ pub struct Tree {
     counters: Counters,
     pressure: Pressure,
     barrier: Barrier,
+    space: OnceLock<Arc<Space>>,
     spare: Spare,
 }
 
@@ -193,6 +195,7 @@ impl Tree {
             counters: Counters::default(),
             pressure: Pressure::default(),
             barrier: Barrier::default(),
+            space: OnceLock::new(),
             spare,
         };
         tree.look_after_change();
@@ -257,6 +260,11 @@ impl Tree {
         let _ = self.barrier.0.set(Box::new(barrier));
     }
 
+    /// Flushes and merges are done only where `space` has room for them. Set once, at open.
+    pub(crate) fn set_space(&self, space: Arc<Space>) {
+        let _ = self.space.set(space);
+    }
+
     /// True when as many frozen memtables wait as may: run [`Tree::flush_step`] before applying
     /// more, else memory grows beyond its bound.
     #[must_use]
@@ -268,6 +276,11 @@ impl Tree {
     #[must_use]
     pub fn has_frozen(&self) -> bool {
         self.published.with(|v| !v.frozen.is_empty())
+    }
+
+    /// Bytes of the memtable that would be flushed next if the active one were frozen now.
+    pub(crate) fn next_flush_bytes(&self) -> u64 {
+        self.published.with(|v| v.frozen.last().unwrap_or(&v.active).bytes()) as u64
     }
 
     /// Freezes the active memtable whatever its size; nothing happens when it is empty.

@@ -11,6 +11,7 @@
 mod embedded;
 mod exhaustive;
 mod faults;
+mod full_disk;
 mod log_life;
 mod model;
 mod planted;

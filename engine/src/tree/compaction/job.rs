@@ -77,6 +77,11 @@ impl Job {
         self.inputs.iter().map(|t| t.bytes()).sum()
     }
 
+    /// Most bytes that the outputs may still take.
+    pub(super) fn bytes_left(&self) -> u64 {
+        self.input_bytes().saturating_sub(self.outputs.written_bytes())
+    }
+
     /// Merges about so many bytes; true when all is merged and the outputs are durable.
     pub(super) fn step(&mut self, bytes: usize) -> Result<bool> {
         let end = self.processed.saturating_add(bytes as u64);

@@ -35,7 +35,8 @@ pub(in crate::tree) struct Compacting {
 }
 
 impl Tree {
-    /// Does one bounded piece of the compaction that is due, about a megabyte; `Idle` when nothing is.
+    /// Does one bounded piece of the compaction that is due, about a megabyte; `Idle` when nothing is, or when it
+    /// waits for room on the disk.
     ///
     /// # Errors
     /// `DiskFull` (nothing is left of the output, call again when there is room), `Io`, or `Stopped` after a
@@ -70,6 +71,7 @@ impl Tree {
             let Some(plan) = choice(&Shape::of(&version), &rules) else { continue };
             self.start(&mut state, &version, plan, rules.floor)?;
             while state.job.is_some() {
+                self.check_room(&mut state)?;
                 self.step(&mut state, usize::MAX)?;
             }
             worked = Progress::Worked;
@@ -84,8 +86,14 @@ impl Tree {
         if state.job.is_none() {
             let version = self.version();
             let rules = self.rules(&mut state, &version, idle)?;
-            let Some(plan) = choose(&Shape::of(&version), &rules) else { return Ok(Progress::Idle) };
+            let Some(plan) = choose(&Shape::of(&version), &rules) else {
+                self.space.get().inspect(|s| s.no_merge());
+                return Ok(Progress::Idle);
+            };
             self.start(&mut state, &version, plan, rules.floor)?;
+        }
+        if self.check_room(&mut state).is_err() {
+            return Ok(Progress::Idle);
         }
         match self.step(&mut state, bytes) {
             Err(Error::Corruption { path, offset, lsn, what }) => {
@@ -167,6 +175,12 @@ impl Tree {
             Plan::MergeHistory(ids) => state.job = Some(Job::new(self, version, &ids, HISTORY, floor)),
         }
         Ok(())
+    }
+
+    /// Gives the running job up, with all that it wrote, if what it has still to write would leave too little room.
+    fn check_room(&self, state: &mut Compacting) -> Result<()> {
+        let (Some(space), Some(job)) = (self.space.get(), &state.job) else { return Ok(()) };
+        space.for_merge(job.bytes_left()).inspect_err(|_| state.job = None)
     }
 
     /// A step of the running job; the last one makes its outputs count. After an error the job is over.
