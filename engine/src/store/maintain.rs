@@ -41,6 +41,7 @@ impl Store {
         if !self.tree.has_frozen() && self.log.is_long_behind(flushed, applied) {
             self.tree.freeze();
         }
+        self.tree.freeze_crowded();
         match self.tree.flush_step() {
             Ok(Progress::Worked) => {
                 self.log.release(self.tree.flushed().lsn)?;

@@ -23,10 +23,14 @@ pub struct StoreStats {
 
 impl StoreStats {
     /// Memory that counts against [`Options::memory_limit`](crate::Options::memory_limit) now, in bytes: memtables,
-    /// log tail, indexes and filters of tables, block cache.
+    /// also those that only views hold, log tail, indexes and filters of tables, block cache.
     #[must_use]
     pub const fn memory_bytes(&self) -> u64 {
-        self.tree.memtable_bytes + self.log.tail_bytes + self.tree.pinned_bytes + self.tree.cache_bytes
+        self.tree.memtable_bytes
+            + self.tree.held.memtable_bytes
+            + self.log.tail_bytes
+            + self.tree.pinned_bytes
+            + self.tree.cache_bytes
     }
 }
 

@@ -11,8 +11,9 @@ use crate::exec::Progress;
 use crate::lsn::Lsn;
 use crate::table::format::Origin;
 
+use super::compaction::job::below;
 use super::compaction::outputs::Outputs;
-use super::compaction::rule::{Fate, Rule};
+use super::compaction::rule::{Dropped, Fate, Rule};
 use super::manifest::{Edit, Placed};
 use super::memtable::{Memtable, MemtableCursor};
 use super::range_index::RangeIndex;
@@ -58,18 +59,33 @@ impl Tree {
     fn write_tables(&self, memtable: &Arc<Memtable>) -> Result<Outputs> {
         let times = memtable.times();
         let ranges = memtable.ranges();
-        let mut rule = Rule::new(Arc::new(RangeIndex::of(ranges.iter())), self.version().floor, Vec::new());
+        let version = self.version();
+        let ranged = Arc::new(RangeIndex::of(ranges.iter()));
+        // Merges that run beside this move keys between tables, and bring none in.
+        let mut rule = Rule::new(ranged, version.floor, below(&version, 0, &[]));
+        let (mut read, mut dropped) = (0, Dropped::default());
         let mut out = Outputs::new(self, Origin::Flush, 0, times.last().unwrap_or_default().1);
         let mut entries = MemtableCursor::new(Arc::clone(memtable), Vec::new(), Vec::new(), false, Lsn::MAX);
         while entries.advance() {
             let Some(entry) = entries.entry() else { break };
+            read += 1;
             match rule.judge(entry)? {
                 Fate::Keep => out.add(entry)?,
                 Fate::Superseded(by) => out.add_superseded(entry, by)?,
-                Fate::Drop => {}
+                Fate::Drop(why) => {
+                    if let Some(count) = dropped.get_mut(why as usize) {
+                        *count += 1;
+                    }
+                }
             }
         }
         out.finish(&ranges, &times)?;
+        let (written, gone) = (out.entries(), dropped.iter().sum::<u64>());
+        if written + gone != read {
+            let what = format!("a flush lost count: {read} entries read, {written} written, {gone} dropped");
+            return Err(Error::corruption(&self.tables_dir, 0, None, what));
+        }
+        self.counters.dropped(&dropped);
         Ok(out)
     }
 

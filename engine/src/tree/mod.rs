@@ -46,7 +46,7 @@ pub use checkpoint::{Checkpoint, PinnedTables, install_manifest};
 pub use manifest::{ManifestSummary, manifest_tables};
 pub use pressure::Cause;
 pub use read_only::ReadOnly;
-pub use stats::{LevelStats, TreeStats};
+pub use stats::{DroppedStats, HeldStats, LevelStats, TreeStats};
 pub use view::{Entry, Found, Scan, ScanEntry, View};
 
 use compaction::Compacting;
@@ -283,6 +283,14 @@ impl Tree {
         self.published.with(|v| v.frozen.last().unwrap_or(&v.active).bytes()) as u64
     }
 
+    /// Freezes the active memtable if a scan had to pass over a long run of what it could not show there: its flush
+    /// drops what nobody sees.
+    pub fn freeze_crowded(&self) {
+        if self.published.with(|v| v.active.is_crowded()) {
+            self.freeze();
+        }
+    }
+
     /// Freezes the active memtable whatever its size; nothing happens when it is empty.
     pub fn freeze(&self) {
         let _applier = lock(&self.applier);
@@ -397,14 +405,15 @@ impl Tree {
     }
 
     fn change_version(&self, change: impl FnOnce(&mut Version)) {
-        self.published.change(change);
+        self.published.change(self.env.clock.monotonic(), change);
         self.look_after_change();
     }
 
     /// Gives the block cache what memtables and tables leave of the memory, and measures what writers are slowed by.
     fn look_after_change(&self) {
         let version = self.version();
-        let pinned = version.all_tables().map(|t| t.pinned_bytes()).sum();
+        // What readers hold of replaced versions is memory as well.
+        let pinned = version.all_tables().map(|t| t.pinned_bytes()).sum::<u64>() + self.held().memtable_bytes;
         // At least two: what one leaves behind waits for the next.
         self.cache.set_capacity(self.options.cache_bytes(version.memtables().count().max(2), pinned));
         self.pressure.measure(&version, &self.options);

@@ -17,6 +17,7 @@ use crate::tree::{Tree, lock};
 
 use super::choose::{Plan, Rules, choose, choose_forgotten, choose_history, choose_main};
 use super::job::Job;
+use super::rule::{Dropped, Reason};
 use super::shape::Shape;
 
 /// Merged in one step, in bytes.
@@ -159,7 +160,15 @@ impl Tree {
             Plan::Forget(ids) => {
                 let edit = Edit { removed: ids.clone(), floor: Some(floor), ..Edit::default() };
                 self.install(&edit, &[])?;
-                ids.into_iter().filter_map(found).for_each(|t| t.mark_obsolete());
+                let mut dropped = Dropped::default();
+                for table in ids.into_iter().filter_map(found) {
+                    let why = if version.is_history(&table) { Reason::History } else { Reason::RangeDeleted };
+                    if let Some(count) = dropped.get_mut(why as usize) {
+                        *count += table.properties().entries;
+                    }
+                    table.mark_obsolete();
+                }
+                self.counters.dropped(&dropped);
                 self.counters.forgotten.fetch_add(1, Ordering::Relaxed);
             }
             Plan::Move(id, level) => {
@@ -208,7 +217,7 @@ impl Tree {
         job.inputs.iter().for_each(|t| t.mark_obsolete());
         let c = &self.counters;
         c.compactions.fetch_add(1, Ordering::Relaxed);
-        c.dropped.fetch_add(job.dropped, Ordering::Relaxed);
+        c.dropped(&job.dropped);
         c.merged_bytes.fetch_add(job.input_bytes(), Ordering::Relaxed);
         c.compacted_bytes.fetch_add(job.outputs.bytes(), Ordering::Relaxed);
         job.outputs.keep();
