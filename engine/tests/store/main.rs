@@ -14,6 +14,7 @@ mod faults;
 mod full_disk;
 mod log_life;
 mod model;
+mod options;
 mod planted;
 mod stall;
 mod submit;
