@@ -6,6 +6,7 @@
 //! errors and counts.
 
 pub mod batch;
+pub mod bulk;
 pub mod clock;
 pub mod codec;
 pub mod env;

@@ -86,11 +86,27 @@ pub struct Store {
     _lock: Box<dyn LockGuard>,
 }
 
-fn lock_directory(env: &Env, dir: &Path) -> Result<Box<dyn LockGuard>> {
+pub(crate) fn lock_directory(env: &Env, dir: &Path) -> Result<Box<dyn LockGuard>> {
     let path = dir.join("LOCK");
     env.fs.lock(&path).map_err(|e| {
         if e.kind() == io::ErrorKind::WouldBlock { Error::InUse(dir.to_owned()) } else { Error::io("lock", &path, e) }
     })
+}
+
+/// Removes what an attempt to make a store left that did not come to its end; refuses where there is a store.
+pub(crate) fn clear_attempt(env: &Env, dir: &Path) -> Result<()> {
+    if Identity::read(env, dir)?.is_some() {
+        let what = "there is a store here already; open it or choose another directory".into();
+        return Err(Error::Directory { path: dir.to_owned(), what });
+    }
+    for part in ["log", "tables", "manifest"] {
+        // Parts without an identity are such an attempt.
+        let path = dir.join(part);
+        if env.fs.exists(&path).map_err(|e| Error::io("look for", &path, e))? {
+            env.fs.remove_dir_all(&path).map_err(|e| Error::io("remove", &path, e))?;
+        }
+    }
+    forget_evidence(env, dir)
 }
 
 impl Store {
@@ -102,18 +118,7 @@ impl Store {
     pub fn create(env: Env, dir: &Path, options: &Options, identity: Identity) -> Result<Self> {
         crate::fs::create_dir_synced(&*env.fs, dir).map_err(|e| Error::io("create", dir, e))?;
         let lock = lock_directory(&env, dir)?;
-        if Identity::read(&env, dir)?.is_some() {
-            let what = "there is a store here already; open it or choose another directory".into();
-            return Err(Error::Directory { path: dir.to_owned(), what });
-        }
-        for part in ["log", "tables", "manifest"] {
-            // Parts without an identity are an earlier attempt that did not come to its end.
-            let path = dir.join(part);
-            if env.fs.exists(&path).map_err(|e| Error::io("look for", &path, e))? {
-                env.fs.remove_dir_all(&path).map_err(|e| Error::io("remove", &path, e))?;
-            }
-        }
-        forget_evidence(&env, dir)?;
+        clear_attempt(&env, dir)?;
         Tree::create(env.clone(), dir, options, Position::default())?;
         drop(Log::open(&env, dir, options, Lsn::ZERO, Position::default())?);
         identity.write(&env, dir)?;

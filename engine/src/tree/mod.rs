@@ -42,6 +42,7 @@ mod tests;
 mod version;
 mod view;
 
+pub(crate) use checkpoint::manifest_of;
 pub use checkpoint::{Checkpoint, PinnedTables, install_manifest};
 pub use manifest::{ManifestSummary, manifest_tables};
 pub use pressure::Cause;

@@ -8,6 +8,7 @@
     reason = "a test fails by panicking and observes real processes"
 )]
 
+mod bulk;
 mod embedded;
 mod exhaustive;
 mod faults;
