@@ -299,3 +299,59 @@ fn a_write_that_is_durable_is_visible_although_a_flush_finds_no_room() {
     assert!(!store.tree().needs_flush());
     assert_eq!(store.view().scan(Keyspace::USER, b"", b"", false).count(), 1201);
 }
+
+/// Writers and the background threads meet the full disk together: none of them dies of it, the disk itself never
+/// refuses, and all go on by themselves when there is room.
+#[test]
+fn background_threads_outlive_a_full_disk() {
+    let mut world = World::new(8);
+    world.fs.set_capacity(world.fs.allocated() + (120 << 10));
+    let store = Arc::new(world.store.take().unwrap());
+    let workers = store.start_background().unwrap();
+    let write = |thread: u64, n: u64| {
+        let rng = SeededRng::new(thread << 32 | n);
+        let value: Vec<u8> = (0..1000).map(|_| rng.next_u64() as u8).collect();
+        let mut batch = Batch::new();
+        batch.put(format!("{thread}-{n:06}").as_bytes(), &value).unwrap();
+        match store.write(&batch, &[], Durability::Synced) {
+            Ok(_) => true,
+            Err(Error::DiskFull { .. }) => false,
+            Err(e) => panic!("{e}"),
+        }
+    };
+    let fill = |thread: u64| {
+        let (mut taken, mut refused) = (0, 0);
+        while refused < 50 {
+            if write(thread, taken) {
+                (taken, refused) = (taken + 1, 0);
+            } else {
+                refused += 1;
+                std::thread::yield_now();
+            }
+            assert!(taken < 1_000, "it never fills up");
+        }
+        taken
+    };
+    let all = |work: &(dyn Fn(u64) -> u64 + Sync)| -> Vec<u64> {
+        std::thread::scope(|s| {
+            let threads: Vec<_> = (0..3).map(|t| s.spawn(move || work(t))).collect();
+            threads.into_iter().map(|t| t.join().unwrap()).collect()
+        })
+    };
+    let taken = all(&fill);
+    assert_eq!(store.view().scan(Keyspace::USER, b"", b"", false).count() as u64, taken.iter().sum::<u64>());
+    world.fs.set_capacity(8 << 20);
+    let more = all(&|thread| {
+        let (first, mut n) = (taken[thread as usize], 0);
+        while n < 100 {
+            // Refused only as long as the threads for flushes have not looked again.
+            n += u64::from(write(thread, first + n));
+        }
+        n
+    });
+    let count = taken.iter().chain(&more).sum::<u64>();
+    assert_eq!(store.view().scan(Keyspace::USER, b"", b"", false).count() as u64, count);
+    drop(workers);
+    store.close().unwrap();
+    assert_eq!((world.fs.times_full(), world.fatal.messages()), (0, Vec::new()));
+}
