@@ -28,10 +28,15 @@ pub enum Error {
         source: io::Error,
     },
     /// No room on the disk; nothing of this call was kept. Free space and try again.
-    #[error("disk full while writing {}; free space, nothing acknowledged is lost", path.display())]
+    #[error(
+        "disk full while writing {}{}; free space, nothing acknowledged is lost",
+        path.display(), kept_back.map(|s| s.to_string()).unwrap_or_default()
+    )]
     DiskFull {
-        /// The file that could not grow.
+        /// The file that could not grow; the directory where writing was not tried.
         path: PathBuf,
+        /// Refused before the operating system did, because of this.
+        kept_back: Option<Shortage>,
     },
     /// Bytes that were durable are damaged or missing. Nothing was changed.
     #[error("corruption in {} at offset {offset}{}: {what}; restore this node from a replica or a backup", path.display(), lsn.map(|l| format!(" (LSN {l})")).unwrap_or_default())]
@@ -142,6 +147,26 @@ pub enum ErrorClass {
     NeverRetry,
 }
 
+/// What was free and what was needed, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shortage {
+    /// Free.
+    pub free: u64,
+    /// Needed, with what is kept back.
+    pub needed: u64,
+}
+
+impl std::fmt::Display for Shortage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, " ({} free, {} needed with the reserve)", bytes(self.free), bytes(self.needed))
+    }
+}
+
+/// A number of bytes for a person.
+pub(crate) fn bytes(n: u64) -> String {
+    if n < 1 << 20 { format!("{:.1} KiB", n as f64 / 1024.0) } else { format!("{:.1} MiB", n as f64 / 1_048_576.0) }
+}
+
 impl Error {
     /// What may be concluded when a write fails with this.
     #[must_use]
@@ -156,10 +181,16 @@ impl Error {
     /// Wraps an operating-system error; a full disk gets its own kind.
     pub fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
         if source.kind() == io::ErrorKind::StorageFull || source.kind() == io::ErrorKind::QuotaExceeded {
-            Error::DiskFull { path: path.to_owned() }
+            Error::DiskFull { path: path.to_owned(), kept_back: None }
         } else {
             Error::Io { action, path: path.to_owned(), source }
         }
+    }
+
+    /// Whether room was refused that the operating system would still have given.
+    #[must_use]
+    pub const fn is_kept_back(&self) -> bool {
+        matches!(self, Error::DiskFull { kept_back: Some(_), .. })
     }
 
     /// A damaged place.

@@ -37,6 +37,8 @@ pub enum Bug {
     DropHidingDeletes,
     /// Leave one entry out of a compaction's output.
     LoseInCompaction,
+    /// Write on until the operating system says that the disk is full.
+    IgnoreReserve,
 }
 
 #[cfg(feature = "sim")]

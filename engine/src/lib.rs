@@ -6,6 +6,7 @@
 //! errors and counts.
 
 pub mod batch;
+pub mod bulk;
 pub mod clock;
 pub mod codec;
 pub mod env;
@@ -19,6 +20,7 @@ pub mod lsn;
 pub mod record;
 pub mod restore;
 pub mod rng;
+pub mod space;
 pub mod store;
 pub mod table;
 pub mod tree;

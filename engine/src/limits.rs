@@ -62,6 +62,9 @@ pub struct Options {
     pub memory_limit: u64,
     /// How long superseded versions stay readable, in microseconds of commit time.
     pub history_window_us: u64,
+    /// Room kept free on the disk so that a flush can finish when nothing else may write any more, in bytes. At
+    /// least a memtable.
+    pub disk_reserve_bytes: u64,
 }
 
 /// Of the memory limit, this part is one memtable: with the most that may wait for their flush, a third.
@@ -101,6 +104,7 @@ impl Options {
             compaction_bytes_per_second: 0,
             memory_limit,
             history_window_us: 600 * 1_000_000,
+            disk_reserve_bytes: part(MEMTABLE_PART, 1 << 20, 128 << 20) as u64,
         }
     }
 
@@ -140,6 +144,7 @@ impl Options {
             compaction_bytes_per_second: 0,
             memory_limit: 96 << 10,
             history_window_us: 1_000,
+            disk_reserve_bytes: 12 << 10,
         }
     }
 }

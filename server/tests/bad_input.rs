@@ -295,7 +295,9 @@ fn a_disk_too_small_to_begin_on_is_named() {
 async fn a_disk_that_fills_up_refuses_writes_whole_and_takes_them_again_when_there_is_room() {
     let scratch = Scratch::new();
     // A memtable larger than the disk: flushed and packed, these values would leave room for ever.
-    let mut node = Node::new(&scratch, 1, &[SMALL[0], SMALL[1], "--set", "storage.memtable_bytes=256MiB"]);
+    // A small reserve: behind the ballast there must be room for a segment ahead, too.
+    let sizes = ["--set", "storage.memtable_bytes=256MiB", "--set", "storage.disk_reserve=8MiB"];
+    let mut node = Node::new(&scratch, 1, &[&SMALL[..2], &sizes].concat());
     // The segments that the node makes at once, and a ballast as large as two more.
     let Some(under) = own_disk(&node.data, "96m") else { return };
     node.under = under;
@@ -303,7 +305,13 @@ async fn a_disk_that_fills_up_refuses_writes_whole_and_takes_them_again_when_the
     // The disk is the node's alone; this is how the outside reaches it.
     let disk = Path::new("/proc").join(node.pid().to_string()).join("root").join(node.data.strip_prefix("/").unwrap());
     let ballast = disk.join("ballast");
-    let value = "v".repeat(1 << 20);
+    // Text that does not pack.
+    let mut word = 1u64;
+    let mut hex = || {
+        word = word.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        format!("{:016x}", word ^ (word >> 29))
+    };
+    let value: String = (0..1 << 16).map(|_| hex()).collect();
     let file = scratch.join("value");
     fs::write(&file, &value).unwrap();
     let write = |key: &str| {
@@ -333,6 +341,12 @@ async fn a_disk_that_fills_up_refuses_writes_whole_and_takes_them_again_when_the
     // Nothing of the refused write is there, everything acknowledged is.
     let missing = mainstay(&["get", &key, "--endpoints", &node.client]);
     assert_eq!(missing.status.code(), Some(5));
+    // It was refused before the disk itself had to, and status says so while it lasts.
+    assert!(String::from_utf8_lossy(&out.stderr).contains("needed with the reserve"), "{out:?}");
+    let trouble = |s: &Value| s["nodes"][0]["trouble"].as_str().unwrap_or_default().to_owned();
+    let ask = async || json(&["status", "--endpoints", &node.client], &[0, 3]);
+    let told = until("status to say so", ask, |s| !trouble(s).is_empty()).await;
+    assert!(trouble(&told).contains("little room on the disk") && trouble(&told).contains("refused"), "{told}");
     for key in &taken {
         assert_eq!(get(&node, key), value, "{key}");
     }
@@ -340,6 +354,7 @@ async fn a_disk_that_fills_up_refuses_writes_whole_and_takes_them_again_when_the
     let again = until("the node to go on", async || write(&key), |o| o.status.success()).await;
     assert!(again.status.success());
     assert_eq!(get(&node, &key), value);
+    until("status to be content", ask, |s| trouble(s).is_empty()).await;
     node.stop();
 }
 

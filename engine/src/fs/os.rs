@@ -136,6 +136,10 @@ impl Fs for OsFs {
 
     fn free_bytes(&self, path: &Path) -> io::Result<u64> {
         let s = rustix::fs::statvfs(path)?;
+        if s.f_blocks == 0 {
+            // A file system without a size does not count what is free either.
+            return Ok(u64::MAX);
+        }
         Ok(s.f_bavail.saturating_mul(s.f_frsize))
     }
 }

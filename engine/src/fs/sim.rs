@@ -178,6 +178,12 @@ impl SimFs {
         self.0.disk().set_capacity(bytes);
     }
 
+    /// How many writes found less room than they needed, since the disk was made. Planned faults do not count.
+    #[must_use]
+    pub fn times_full(&self) -> u64 {
+        self.0.disk().times_full()
+    }
+
     /// Bytes taken by files.
     #[must_use]
     pub fn allocated(&self) -> u64 {

@@ -24,6 +24,7 @@ use crate::exec::Wake;
 use crate::limits::Options;
 use crate::lsn::{CommitTs, Epoch, Lsn, Position};
 use crate::record::{Kind, Record, TimelineStart};
+use crate::space::Space;
 use crate::watermark::Watermark;
 
 mod files;
@@ -92,6 +93,7 @@ struct Shared {
     counters: stats::Counters,
     /// Woken when the segment made ahead has been taken.
     taken: OnceLock<Wake>,
+    space: OnceLock<Arc<Space>>,
     stopped: OnceLock<String>,
 }
 
@@ -120,6 +122,11 @@ impl Log {
         base: Position,
     ) -> Result<(Self, Recovered)> {
         recovery::open(env, dir, options, known_durable, base)
+    }
+
+    /// New segments are made only where `space` has room for them. Set once, at open.
+    pub(crate) fn set_space(&self, space: Arc<Space>) {
+        let _ = self.shared.space.set(space);
     }
 
     /// Appends a record as the next LSN, with commit timestamp `max(last + 1, wall)`. It is

@@ -508,6 +508,7 @@ impl<'a> Walk<'a> {
             gate: Gate::default(),
             slots: Slots::default(),
             releasing: Mutex::default(),
+            space: OnceLock::new(),
             appended: Watermark::new(end),
             durable: Watermark::new(end),
             written: AtomicU64::new(end.0),

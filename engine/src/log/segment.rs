@@ -228,6 +228,11 @@ impl Blank {
         Ok(matches!(self.work, Work::None))
     }
 
+    /// Bytes still to be written.
+    pub(super) const fn left(&self) -> u64 {
+        if let Work::Fill(from) = self.work { self.bytes - from } else { 0 }
+    }
+
     /// Gives the segment its place in the log.
     pub(super) fn into_segment(self, salt: u32, base: Position) -> Segment {
         Segment {

@@ -402,7 +402,14 @@ impl Shared {
             Some(blank) => blank,
             None => self.create_blank(prepare)?,
         };
-        match blank.fill(&self.env, &self.log_dir) {
+        let filled = blank.fill(&self.env, &self.log_dir);
+        if let Some(space) = self.space.get() {
+            match &filled {
+                Ok(_) => space.segment_left(blank.left()),
+                Err(_) => space.segment_failed(self.segment_bytes),
+            }
+        }
+        match filled {
             Ok(ready) => {
                 prepare.ready = ready;
                 prepare.blank = Some(blank);
@@ -431,6 +438,9 @@ impl Shared {
                 return Ok(blank);
             }
             self.env.fs.remove_file(&spare).map_err(|e| Error::io("remove", &spare, e))?;
+        }
+        if let Some(space) = self.space.get() {
+            space.for_segment(bytes)?;
         }
         self.counters.made_segment();
         Blank::create(&self.env, &self.log_dir, seq, bytes)

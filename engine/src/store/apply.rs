@@ -7,7 +7,7 @@
 use std::sync::{MutexGuard, PoisonError};
 
 use super::Store;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::exec::Progress;
 use crate::fault::{Bug, planted};
 use crate::log::Reader;
@@ -15,6 +15,13 @@ use crate::lsn::Lsn;
 
 /// Most bytes applied in one step, so that a stop or a flush is never far.
 const STEP_BYTES: usize = 1 << 20;
+
+/// Whether memtables keep their bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Bound {
+    Kept,
+    Over,
+}
 
 /// The applier's place in the log.
 #[derive(Debug, Default)]
@@ -42,7 +49,7 @@ impl Store {
         drop(cutting);
         while let Ok(applier) = self.applier.try_lock() {
             // An error comes again when a writer tries.
-            if !matches!(self.apply_piece(applier, self.may_apply()), Ok(Progress::Worked)) {
+            if !matches!(self.apply_piece(applier, self.may_apply(), Bound::Kept), Ok(Progress::Worked)) {
                 break;
             }
         }
@@ -86,12 +93,28 @@ impl Store {
         Ok(())
     }
 
+    /// [`Store::apply_committed`] for a writer whose record is durable: it must become visible, and no error may
+    /// say that nothing was written. Where a flush finds no room the active memtable takes what is over, which is
+    /// no more than the writers brought that were let in before.
+    ///
+    /// # Errors
+    /// The log's and the tree's, but no `DiskFull`.
+    pub(super) fn apply_written(&self) -> Result<()> {
+        match self.apply_committed() {
+            Err(Error::DiskFull { .. }) => {
+                while self.apply_piece(self.applier(), self.may_apply(), Bound::Over)? == Progress::Worked {}
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
     /// Applies one bounded piece. `Idle` when nothing may be applied or a flush must come first.
     ///
     /// # Errors
     /// The log's and the tree's.
     pub fn apply_step(&self) -> Result<Progress> {
-        self.apply_piece(self.applier(), self.may_apply())
+        self.apply_piece(self.applier(), self.may_apply(), Bound::Kept)
     }
 
     fn applier(&self) -> MutexGuard<'_, Applier> {
@@ -101,16 +124,16 @@ impl Store {
     /// Applies everything up to `lsn`, durable or not, flushing when that is in the way.
     pub(super) fn apply_upto(&self, lsn: Lsn) -> Result<()> {
         while self.tree.applied().lsn < lsn {
-            if self.apply_piece(self.applier(), lsn)? == Progress::Idle {
+            if self.apply_piece(self.applier(), lsn, Bound::Kept)? == Progress::Idle {
                 self.tree.flush_step()?;
             }
         }
         Ok(())
     }
 
-    fn apply_piece(&self, mut applier: MutexGuard<'_, Applier>, upto: Lsn) -> Result<Progress> {
+    fn apply_piece(&self, mut applier: MutexGuard<'_, Applier>, upto: Lsn, bound: Bound) -> Result<Progress> {
         let applied = self.tree.applied().lsn;
-        if applied >= upto || self.tree.needs_flush() {
+        if applied >= upto || (bound == Bound::Kept && self.tree.needs_flush()) {
             return Ok(Progress::Idle);
         }
         // Writers that apply their own records leave the reader behind.

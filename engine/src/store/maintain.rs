@@ -23,7 +23,9 @@ impl Store {
     pub(super) fn tend_step(&self) -> Result<Progress> {
         match self.tend() {
             // Log that nobody needs any more may be the room that is missing.
-            Err(full @ Error::DiskFull { .. }) if self.give_log_back()? == 0 => Err(full),
+            Err(full @ Error::DiskFull { .. }) if self.give_log_back()? == 0 => {
+                if full.is_kept_back() && self.flush_for_room() { Ok(Progress::Worked) } else { Err(full) }
+            }
             Err(Error::DiskFull { .. }) => Ok(Progress::Worked),
             other => other,
         }
@@ -39,23 +41,34 @@ impl Store {
         if !self.tree.has_frozen() && self.log.is_long_behind(flushed, applied) {
             self.tree.freeze();
         }
-        if self.tree.flush_step()? == Progress::Worked {
+        self.tree.freeze_crowded();
+        match self.tree.flush_step() {
+            Ok(Progress::Worked) => {
+                self.log.release(self.tree.flushed().lsn)?;
+                self.wake_apply.wake();
+                self.wake_compaction.wake();
+                return Ok(Progress::Worked);
+            }
+            // Nobody waits for it yet, so neither does the rest.
+            Err(e) if e.is_kept_back() && !self.tree.needs_flush() => {}
+            other => drop(other?),
+        }
+        let prepared = self.log.prepare_step();
+        if !matches!(prepared, Ok(Progress::Worked)) {
             self.log.release(self.tree.flushed().lsn)?;
-            self.wake_apply.wake();
-            self.wake_compaction.wake();
-            return Ok(Progress::Worked);
+            self.save_evidence()?;
         }
-        if self.log.prepare_step()? == Progress::Worked {
-            return Ok(Progress::Worked);
-        }
-        self.log.release(self.tree.flushed().lsn)?;
-        self.save_evidence()?;
-        Ok(Progress::Idle)
+        prepared
     }
 
     /// A bounded piece of the compaction that is due.
     pub(super) fn compact_step(&self) -> Result<Progress> {
-        self.tree.compact_step()
+        let progress = self.tree.compact_step()?;
+        if progress == Progress::Idle && self.space.merge_waits() && self.log.remove_spares()? > 0 {
+            // Segments kept for later may be the room that it waits for.
+            return Ok(Progress::Worked);
+        }
+        Ok(progress)
     }
 
     /// Tables that compaction found to be damaged. It leaves them alone then: reads that need the damaged part

@@ -9,6 +9,7 @@ mod evidence;
 mod identity;
 mod maintain;
 mod pace;
+mod room;
 mod stats;
 mod submit;
 mod workers;
@@ -34,6 +35,7 @@ use crate::fs::LockGuard;
 use crate::limits::Options;
 use crate::log::{Log, Recovered};
 use crate::lsn::{CommitTs, Epoch, Lsn, Position, TimelineId};
+use crate::space::Space;
 use crate::tree::{Checkpoint, Found, Tree, View};
 use crate::watermark::Watermark;
 use evidence::Evidence;
@@ -72,6 +74,7 @@ pub struct Store {
     wake_log: Wake,
     wake_apply: Wake,
     pace: pace::Pace,
+    space: Arc<Space>,
     wake_flush: Wake,
     wake_compaction: Wake,
     wake_flusher: Wake,
@@ -83,11 +86,27 @@ pub struct Store {
     _lock: Box<dyn LockGuard>,
 }
 
-fn lock_directory(env: &Env, dir: &Path) -> Result<Box<dyn LockGuard>> {
+pub(crate) fn lock_directory(env: &Env, dir: &Path) -> Result<Box<dyn LockGuard>> {
     let path = dir.join("LOCK");
     env.fs.lock(&path).map_err(|e| {
         if e.kind() == io::ErrorKind::WouldBlock { Error::InUse(dir.to_owned()) } else { Error::io("lock", &path, e) }
     })
+}
+
+/// Removes what an attempt to make a store left that did not come to its end; refuses where there is a store.
+pub(crate) fn clear_attempt(env: &Env, dir: &Path) -> Result<()> {
+    if Identity::read(env, dir)?.is_some() {
+        let what = "there is a store here already; open it or choose another directory".into();
+        return Err(Error::Directory { path: dir.to_owned(), what });
+    }
+    for part in ["log", "tables", "manifest"] {
+        // Parts without an identity are such an attempt.
+        let path = dir.join(part);
+        if env.fs.exists(&path).map_err(|e| Error::io("look for", &path, e))? {
+            env.fs.remove_dir_all(&path).map_err(|e| Error::io("remove", &path, e))?;
+        }
+    }
+    forget_evidence(env, dir)
 }
 
 impl Store {
@@ -99,18 +118,7 @@ impl Store {
     pub fn create(env: Env, dir: &Path, options: &Options, identity: Identity) -> Result<Self> {
         crate::fs::create_dir_synced(&*env.fs, dir).map_err(|e| Error::io("create", dir, e))?;
         let lock = lock_directory(&env, dir)?;
-        if Identity::read(&env, dir)?.is_some() {
-            let what = "there is a store here already; open it or choose another directory".into();
-            return Err(Error::Directory { path: dir.to_owned(), what });
-        }
-        for part in ["log", "tables", "manifest"] {
-            // Parts without an identity are an earlier attempt that did not come to its end.
-            let path = dir.join(part);
-            if env.fs.exists(&path).map_err(|e| Error::io("look for", &path, e))? {
-                env.fs.remove_dir_all(&path).map_err(|e| Error::io("remove", &path, e))?;
-            }
-        }
-        forget_evidence(&env, dir)?;
+        clear_attempt(&env, dir)?;
         Tree::create(env.clone(), dir, options, Position::default())?;
         drop(Log::open(&env, dir, options, Lsn::ZERO, Position::default())?);
         identity.write(&env, dir)?;
@@ -173,6 +181,7 @@ impl Store {
             wake_log: Wake::new(),
             wake_apply: Wake::new(),
             pace: pace::Pace::default(),
+            space: Arc::new(Space::new(&env.fs, dir, options)),
             wake_flush: Wake::new(),
             wake_compaction: Wake::new(),
             wake_flusher: Wake::new(),
@@ -185,7 +194,10 @@ impl Store {
             recovered,
             _lock: lock,
         };
+        // What recovery has to flush may take the reserve.
         store.apply_committed()?;
+        store.tree.set_space(Arc::clone(&store.space));
+        store.log.set_space(Arc::clone(&store.space));
         // Records of weaker writes are in the tree before they are durable; their tables wait for that.
         let log = Arc::clone(&store.log);
         store.tree.set_barrier(move |lsn| log.sync_to(lsn));

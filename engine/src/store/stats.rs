@@ -5,6 +5,7 @@
 use super::Store;
 use super::pace::StallStats;
 use crate::log::LogStats;
+use crate::space::SpaceStats;
 use crate::tree::TreeStats;
 
 /// See the parts. Counters begin at zero when the store is opened.
@@ -16,14 +17,20 @@ pub struct StoreStats {
     pub log: LogStats,
     /// Delays of writers, by cause.
     pub stalls: StallStats,
+    /// Room on the disk, and what waits for some.
+    pub space: SpaceStats,
 }
 
 impl StoreStats {
     /// Memory that counts against [`Options::memory_limit`](crate::Options::memory_limit) now, in bytes: memtables,
-    /// log tail, indexes and filters of tables, block cache.
+    /// also those that only views hold, log tail, indexes and filters of tables, block cache.
     #[must_use]
     pub const fn memory_bytes(&self) -> u64 {
-        self.tree.memtable_bytes + self.log.tail_bytes + self.tree.pinned_bytes + self.tree.cache_bytes
+        self.tree.memtable_bytes
+            + self.tree.held.memtable_bytes
+            + self.log.tail_bytes
+            + self.tree.pinned_bytes
+            + self.tree.cache_bytes
     }
 }
 
@@ -31,6 +38,7 @@ impl Store {
     /// Counts and sizes of log and tree, and why writers were held back.
     #[must_use]
     pub fn stats(&self) -> StoreStats {
-        StoreStats { tree: self.tree.stats(), log: self.log.stats(), stalls: self.pace.stats() }
+        let (tree, log, stalls) = (self.tree.stats(), self.log.stats(), self.pace.stats());
+        StoreStats { tree, log, stalls, space: self.space() }
     }
 }

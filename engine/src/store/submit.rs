@@ -263,7 +263,7 @@ impl Store {
         self.log.sync_to_and(lsn, |durable| self.commit_group(durable))?;
         if self.applied.get() < lsn {
             self.set_committed(lsn);
-            self.apply_committed()?;
+            self.apply_written()?;
         }
         Ok(())
     }

@@ -54,6 +54,7 @@ impl Store {
         if !conditions.is_empty() {
             self.check(conditions, now)?;
         }
+        self.check_room()?;
         let position = self.log.append_with(Kind::Batch, epoch, now, 0, 0, |out| batch.encode(out))?;
         self.wake_log.wake();
         Ok(position)
@@ -84,8 +85,11 @@ impl Store {
     /// Appends records as the primary wrote them, each checked to continue this log.
     ///
     /// # Errors
-    /// `Record` when they do not continue it; the log's.
+    /// `Record` when they do not continue it; `DiskFull` as for [`Store::append`]; the log's.
     pub fn append_replicated(&self, mut records: &[u8]) -> Result<Position> {
+        if !records.is_empty() {
+            self.check_room()?;
+        }
         let _order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
         while !records.is_empty() {
             let record = Record::decode(records)?;
@@ -110,7 +114,7 @@ impl Store {
                 self.log.sync_to_and(position.lsn, |durable| self.commit_group(durable))?;
                 if self.applied.get() < position.lsn {
                     self.set_committed(position.lsn);
-                    self.apply_committed()?;
+                    self.apply_written()?;
                 }
                 position
             }

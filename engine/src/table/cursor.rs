@@ -71,6 +71,10 @@ impl TableCursor {
         }
     }
 
+    pub(crate) fn table(&self) -> &Table {
+        &self.table
+    }
+
     /// The present entry; `None` before the first and at the end.
     pub(crate) fn entry(&self) -> Option<EntryRef<'_>> {
         if !self.valid {

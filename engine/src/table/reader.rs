@@ -55,6 +55,7 @@ pub(crate) struct Table {
     filtered: bool,
     ranges: Vec<RangeDelete>,
     obsolete: AtomicBool,
+    crowded: AtomicBool,
 }
 
 impl Table {
@@ -87,6 +88,7 @@ impl Table {
             filtered: true,
             ranges,
             obsolete: AtomicBool::new(false),
+            crowded: AtomicBool::new(false),
             file,
         })
     }
@@ -137,6 +139,15 @@ impl Table {
     /// The file goes when the last handle does.
     pub(crate) fn mark_obsolete(&self) {
         self.obsolete.store(true, Ordering::Release);
+    }
+
+    /// A scan passed over a long run of entries here that it could not show.
+    pub(crate) fn mark_crowded(&self) {
+        self.crowded.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.crowded.load(Ordering::Relaxed)
     }
 
     pub(super) fn damaged(&self, offset: u64, m: Malformed) -> Error {

@@ -13,10 +13,10 @@ use crate::exec::Progress;
 use crate::lsn::Position;
 use crate::table::{TableFile, table_name};
 
-use super::manifest::{State, whole_state};
+use super::manifest::{Placed, State, whole_state};
 use super::manifest_file::{Manifest, state_bytes};
 use super::stop::Stop;
-use super::version::Version;
+use super::version::{LAST_LEVEL, Version};
 use super::{Tree, lock, manifest_dir, tables_dir};
 
 /// A checkpoint that was made.
@@ -135,4 +135,12 @@ pub fn install_manifest(env: &Env, dir: &Path, bytes: &[u8]) -> Result<()> {
     env.fs.create_dir_all(&manifest).map_err(|e| Error::io("create", &manifest, e))?;
     env.fs.sync_dir(dir).map_err(|e| stop.fatal("sync", dir, &e))?;
     Manifest::create(&env.fs, &manifest, state, &stop).map(drop)
+}
+
+/// The bytes of the manifest of a tree that is nothing but these tables, whose keys lie apart, at this position.
+pub(crate) fn manifest_of(tables: &[TableFile], position: Position) -> Vec<u8> {
+    let placed = tables.iter().map(|file| Placed { level: LAST_LEVEL, file: *file });
+    let floor = (position.lsn, position.ts);
+    let state = State { tables: placed.collect(), flushed: position, floor, ..State::default() };
+    state_bytes(&state).0
 }

@@ -6,13 +6,14 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::exec::Progress;
 use crate::lsn::Lsn;
 use crate::table::format::Origin;
 
+use super::compaction::job::below;
 use super::compaction::outputs::Outputs;
-use super::compaction::rule::{Fate, Rule};
+use super::compaction::rule::{Dropped, Fate, Rule};
 use super::manifest::{Edit, Placed};
 use super::memtable::{Memtable, MemtableCursor};
 use super::range_index::RangeIndex;
@@ -23,20 +24,32 @@ impl Tree {
     ///
     /// # Errors
     /// `DiskFull` (nothing is left of the table, the memtable stays readable, call again when there
-    /// is room), `Io`, or `Stopped` after a failed sync.
+    /// is room; with little room also when nobody waits for the flush, see [`crate::space`]), `Io`, or `Stopped`
+    /// after a failed sync.
     pub fn flush_step(&self) -> Result<Progress> {
         self.stop.check()?;
         let _flushing = lock(&self.flushing);
         let version = self.version();
-        let Some(memtable) = version.frozen.last() else { return Ok(Progress::Idle) };
+        let space = self.space.get();
+        let Some(memtable) = version.frozen.last() else {
+            space.inspect(|s| s.no_flush());
+            return Ok(Progress::Idle);
+        };
+        let bytes = memtable.bytes() as u64;
+        let awaited = version.frozen.len() >= self.options.frozen_memtables_max;
+        let _granted = space.map(|s| s.for_flush(bytes, awaited)).transpose()?;
         if let (Some(barrier), Some(end)) = (self.barrier.0.get(), memtable.end()) {
             barrier(end.lsn)?;
         }
         let begun = self.env.clock.monotonic();
-        let mut out = self.write_tables(memtable)?;
-        self.install_flush(memtable, &out)?;
+        let written = self.write_tables(memtable).and_then(|out| self.install_flush(memtable, &out).map(|()| out));
+        let mut out = written.inspect_err(|e| {
+            if let (Error::DiskFull { .. }, Some(space)) = (e, space) {
+                space.flush_failed(bytes);
+            }
+        })?;
         out.keep();
-        self.pressure.flushed(memtable.bytes() as u64, self.env.clock.monotonic().saturating_sub(begun));
+        self.pressure.flushed(bytes, self.env.clock.monotonic().saturating_sub(begun));
         self.counters.flushed_bytes.fetch_add(out.bytes(), Ordering::Relaxed);
         self.counters.flushes.fetch_add(1, Ordering::Relaxed);
         Ok(Progress::Worked)
@@ -46,18 +59,33 @@ impl Tree {
     fn write_tables(&self, memtable: &Arc<Memtable>) -> Result<Outputs> {
         let times = memtable.times();
         let ranges = memtable.ranges();
-        let mut rule = Rule::new(Arc::new(RangeIndex::of(ranges.iter())), self.version().floor, Vec::new());
+        let version = self.version();
+        let ranged = Arc::new(RangeIndex::of(ranges.iter()));
+        // Merges that run beside this move keys between tables, and bring none in.
+        let mut rule = Rule::new(ranged, version.floor, below(&version, 0, &[]));
+        let (mut read, mut dropped) = (0, Dropped::default());
         let mut out = Outputs::new(self, Origin::Flush, 0, times.last().unwrap_or_default().1);
         let mut entries = MemtableCursor::new(Arc::clone(memtable), Vec::new(), Vec::new(), false, Lsn::MAX);
         while entries.advance() {
             let Some(entry) = entries.entry() else { break };
+            read += 1;
             match rule.judge(entry)? {
                 Fate::Keep => out.add(entry)?,
                 Fate::Superseded(by) => out.add_superseded(entry, by)?,
-                Fate::Drop => {}
+                Fate::Drop(why) => {
+                    if let Some(count) = dropped.get_mut(why as usize) {
+                        *count += 1;
+                    }
+                }
             }
         }
         out.finish(&ranges, &times)?;
+        let (written, gone) = (out.entries(), dropped.iter().sum::<u64>());
+        if written + gone != read {
+            let what = format!("a flush lost count: {read} entries read, {written} written, {gone} dropped");
+            return Err(Error::corruption(&self.tables_dir, 0, None, what));
+        }
+        self.counters.dropped(&dropped);
         Ok(out)
     }
 

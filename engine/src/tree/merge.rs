@@ -64,6 +64,22 @@ impl Merge {
         if self.primed { self.sources.first()?.entry() } else { None }
     }
 
+    /// Tells the table of the present entry that scans pass over many deletes like it, or the memtable that they pass
+    /// over much. False where compaction could do nothing about it.
+    pub(crate) fn mark_crowded(&self) -> bool {
+        let table = match self.sources.first() {
+            Some(Source::Memtable(m)) => {
+                m.memtable().mark_crowded();
+                return true;
+            }
+            Some(Source::Table(t)) => Some(t.table()),
+            Some(Source::Level(l)) => l.current.as_ref().map(TableCursor::table),
+            Some(Source::History(_)) | None => None,
+        };
+        let table = table.filter(|_| self.entry().is_some_and(|e| e.value.is_none()));
+        table.inspect(|t| t.mark_crowded()).is_some()
+    }
+
     /// Goes to the next entry; false at the end, and after an error.
     pub(crate) fn advance(&mut self) -> Result<bool> {
         let moved = if self.primed { self.step() } else { self.prime() };

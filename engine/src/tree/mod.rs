@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::limits::Options;
 use crate::lsn::{CommitTs, Epoch, Lsn, Position};
 use crate::record::{Record, RecordError, TimelineStart};
+use crate::space::Space;
 use crate::table::cache::BlockCache;
 use crate::table::reader::Table;
 use crate::table::{parse_table_name, table_name};
@@ -41,11 +42,12 @@ mod tests;
 mod version;
 mod view;
 
+pub(crate) use checkpoint::manifest_of;
 pub use checkpoint::{Checkpoint, PinnedTables, install_manifest};
 pub use manifest::{ManifestSummary, manifest_tables};
 pub use pressure::Cause;
 pub use read_only::ReadOnly;
-pub use stats::{LevelStats, TreeStats};
+pub use stats::{DroppedStats, HeldStats, LevelStats, TreeStats};
 pub use view::{Entry, Found, Scan, ScanEntry, View};
 
 use compaction::Compacting;
@@ -80,6 +82,7 @@ pub struct Tree {
     counters: Counters,
     pressure: Pressure,
     barrier: Barrier,
+    space: OnceLock<Arc<Space>>,
     spare: Spare,
 }
 
@@ -193,6 +196,7 @@ impl Tree {
             counters: Counters::default(),
             pressure: Pressure::default(),
             barrier: Barrier::default(),
+            space: OnceLock::new(),
             spare,
         };
         tree.look_after_change();
@@ -257,6 +261,11 @@ impl Tree {
         let _ = self.barrier.0.set(Box::new(barrier));
     }
 
+    /// Flushes and merges are done only where `space` has room for them. Set once, at open.
+    pub(crate) fn set_space(&self, space: Arc<Space>) {
+        let _ = self.space.set(space);
+    }
+
     /// True when as many frozen memtables wait as may: run [`Tree::flush_step`] before applying
     /// more, else memory grows beyond its bound.
     #[must_use]
@@ -268,6 +277,19 @@ impl Tree {
     #[must_use]
     pub fn has_frozen(&self) -> bool {
         self.published.with(|v| !v.frozen.is_empty())
+    }
+
+    /// Bytes of the memtable that would be flushed next if the active one were frozen now.
+    pub(crate) fn next_flush_bytes(&self) -> u64 {
+        self.published.with(|v| v.frozen.last().unwrap_or(&v.active).bytes()) as u64
+    }
+
+    /// Freezes the active memtable if a scan had to pass over a long run of what it could not show there: its flush
+    /// drops what nobody sees.
+    pub fn freeze_crowded(&self) {
+        if self.published.with(|v| v.active.is_crowded()) {
+            self.freeze();
+        }
     }
 
     /// Freezes the active memtable whatever its size; nothing happens when it is empty.
@@ -384,14 +406,15 @@ impl Tree {
     }
 
     fn change_version(&self, change: impl FnOnce(&mut Version)) {
-        self.published.change(change);
+        self.published.change(self.env.clock.monotonic(), change);
         self.look_after_change();
     }
 
     /// Gives the block cache what memtables and tables leave of the memory, and measures what writers are slowed by.
     fn look_after_change(&self) {
         let version = self.version();
-        let pinned = version.all_tables().map(|t| t.pinned_bytes()).sum();
+        // What readers hold of replaced versions is memory as well.
+        let pinned = version.all_tables().map(|t| t.pinned_bytes()).sum::<u64>() + self.held().memtable_bytes;
         // At least two: what one leaves behind waits for the next.
         self.cache.set_capacity(self.options.cache_bytes(version.memtables().count().max(2), pinned));
         self.pressure.measure(&version, &self.options);

@@ -4,7 +4,8 @@
 //! that makes the two fit, see [`Published::now`]. Never: deciding what a version holds.
 
 use std::sync::atomic::{AtomicU64, Ordering, fence};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
 
@@ -18,6 +19,8 @@ pub(super) struct Published {
     version: ArcSwap<Version>,
     /// Held by who puts another version in place, so that no change gets lost.
     changing: Mutex<()>,
+    /// Versions that were replaced, by when, and that readers may still hold. In that order.
+    replaced: Mutex<Vec<(Duration, Weak<Version>)>>,
     applied: Mutex<Position>,
     /// LSN and commit time of `applied` for who reads without the lock: they belong together if `stamp` was
     /// even and the same before and after.
@@ -31,6 +34,7 @@ impl Published {
         Self {
             version: ArcSwap::from_pointee(version),
             changing: Mutex::new(()),
+            replaced: Mutex::default(),
             applied: Mutex::new(applied),
             stamp: AtomicU64::new(0),
             lsn: AtomicU64::new(applied.lsn.0),
@@ -93,11 +97,19 @@ impl Published {
         look(&self.load())
     }
 
-    /// Puts a changed copy in the present version's place.
-    pub(super) fn change(&self, change: impl FnOnce(&mut Version)) {
+    /// Puts a changed copy in the present version's place; it is `now` on the monotonic clock.
+    pub(super) fn change(&self, now: Duration, change: impl FnOnce(&mut Version)) {
         let _changing = lock(&self.changing);
         let mut version = (**self.version.load()).clone();
         change(&mut version);
-        self.version.store(Arc::new(version));
+        let before = self.version.swap(Arc::new(version));
+        let mut replaced = lock(&self.replaced);
+        replaced.retain(|(_, v)| v.strong_count() > 0);
+        replaced.push((now, Arc::downgrade(&before)));
+    }
+
+    /// The replaced versions that somebody still reads, with when they were replaced, oldest first.
+    pub(super) fn held(&self) -> Vec<(Duration, Arc<Version>)> {
+        lock(&self.replaced).iter().filter_map(|(when, v)| Some((*when, v.upgrade()?))).collect()
     }
 }

@@ -2,10 +2,13 @@
 //!
 //! Owns: the counters and the picture made of them. Never: decisions.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Tree;
+use super::compaction::rule::Dropped;
+use super::memtable::Memtable;
 use super::version::LEVELS;
 use crate::table::reader::Table;
 
@@ -22,6 +25,35 @@ pub struct LevelStats {
     pub deletes: u64,
 }
 
+/// What views and scans hold that the tree itself no longer needs. It is freed when the last of them goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HeldStats {
+    /// States of the tree that were replaced and are still read.
+    pub versions: u64,
+    /// How long ago the oldest of them was replaced, in microseconds: whoever reads it began before.
+    pub oldest_us: u64,
+    /// Memory of memtables that have been flushed, in bytes.
+    pub memtable_bytes: u64,
+    /// Bytes of table files that have been merged or forgotten.
+    pub table_bytes: u64,
+}
+
+/// Entries that merges and flushes dropped, by reason. With the entries written these make up the entries read;
+/// a merge or flush that finds it otherwise fails before its tables count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DroppedStats {
+    /// A newer version had taken their place before the history window.
+    pub superseded: u64,
+    /// A range delete had covered them before the history window.
+    pub range_deleted: u64,
+    /// Deletes that had nothing left to hide.
+    pub deletes: u64,
+    /// Expired before the history window.
+    pub expired: u64,
+    /// Kept for the history window, which has passed them.
+    pub history: u64,
+}
+
 /// Counts and sizes of a tree. Counters begin at zero when it is opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TreeStats {
@@ -29,6 +61,8 @@ pub struct TreeStats {
     pub levels: [LevelStats; LEVELS],
     /// Tables of versions that newer ones superseded, kept for the history window.
     pub history: LevelStats,
+    /// What readers hold beyond that.
+    pub held: HeldStats,
     /// Memory of active and frozen memtables, in bytes.
     pub memtable_bytes: u64,
     /// Frozen memtables that wait for their flush.
@@ -47,8 +81,10 @@ pub struct TreeStats {
     pub merged_bytes: u64,
     /// Bytes of the tables that merges wrote.
     pub compacted_bytes: u64,
-    /// Entries that merges dropped.
-    pub dropped_entries: u64,
+    /// Entries that merges and flushes dropped.
+    pub dropped: DroppedStats,
+    /// Tables in which a scan passed over a long run of entries that it could not show: compaction takes them.
+    pub crowded_tables: u64,
     /// Damaged tables that compaction leaves alone.
     pub damaged_tables: u64,
     /// Blocks found in the cache.
@@ -104,10 +140,25 @@ pub(super) struct Counters {
     pub(super) forgotten: AtomicU64,
     pub(super) merged_bytes: AtomicU64,
     pub(super) compacted_bytes: AtomicU64,
-    pub(super) dropped: AtomicU64,
+    dropped: [AtomicU64; 5],
     pub(super) damaged: AtomicU64,
     /// Bytes of keys and values that merges went through, unfinished ones too.
     pub(super) stepped_bytes: AtomicU64,
+}
+
+impl Counters {
+    /// So many entries were dropped.
+    pub(super) fn dropped(&self, by_reason: &Dropped) {
+        for (sum, n) in self.dropped.iter().zip(by_reason) {
+            sum.fetch_add(*n, Ordering::Relaxed);
+        }
+    }
+
+    fn dropped_stats(&self) -> DroppedStats {
+        let [superseded, range_deleted, deletes, expired, history] =
+            self.dropped.each_ref().map(|n| n.load(Ordering::Relaxed));
+        DroppedStats { superseded, range_deleted, deletes, expired, history }
+    }
 }
 
 impl Tree {
@@ -121,6 +172,28 @@ impl Tree {
         self.counters.stepped_bytes.load(Ordering::Relaxed)
     }
 
+    /// What readers hold of states that were replaced.
+    pub(super) fn held(&self) -> HeldStats {
+        let (held, now) = (self.published.held(), self.version());
+        let mut out = HeldStats { versions: held.len() as u64, ..HeldStats::default() };
+        if let Some((when, _)) = held.first() {
+            let age = self.env.clock.monotonic().saturating_sub(*when);
+            out.oldest_us = u64::try_from(age.as_micros()).unwrap_or(u64::MAX);
+        }
+        let mut memtables: Vec<&Arc<Memtable>> = now.memtables().collect();
+        let mut tables: BTreeSet<u128> = now.all_tables().map(|t| t.id()).collect();
+        for (_, version) in &held {
+            for m in version.memtables() {
+                if !memtables.iter().any(|seen| Arc::ptr_eq(seen, m)) {
+                    memtables.push(m);
+                    out.memtable_bytes += m.bytes() as u64;
+                }
+            }
+            out.table_bytes += version.all_tables().filter(|t| tables.insert(t.id())).map(|t| t.bytes()).sum::<u64>();
+        }
+        out
+    }
+
     /// Counts and sizes.
     #[must_use]
     pub fn stats(&self) -> TreeStats {
@@ -131,6 +204,7 @@ impl Tree {
         TreeStats {
             levels: std::array::from_fn(|n| version.levels.get(n).map(|t| level(t)).unwrap_or_default()),
             history: level(&version.history),
+            held: self.held(),
             memtable_bytes: version.memtables().map(|m| m.bytes() as u64).sum(),
             frozen_memtables: version.frozen.len() as u64,
             flushes: count(&c.flushes),
@@ -140,7 +214,8 @@ impl Tree {
             forgotten: count(&c.forgotten),
             merged_bytes: count(&c.merged_bytes),
             compacted_bytes: count(&c.compacted_bytes),
-            dropped_entries: count(&c.dropped),
+            dropped: c.dropped_stats(),
+            crowded_tables: version.tables().filter(|t| t.is_crowded()).count() as u64,
             damaged_tables: count(&c.damaged),
             cache_hits: reads.cache_hits,
             cache_misses: reads.cache_misses,

@@ -18,6 +18,8 @@ use crate::value::Value;
 
 #[cfg(feature = "sim")]
 mod crash;
+#[cfg(feature = "sim")]
+mod held;
 mod levels;
 mod positions;
 

@@ -67,6 +67,11 @@ impl Version {
         self.tables().chain(&self.history)
     }
 
+    /// Whether it is one of the history tables.
+    pub(crate) fn is_history(&self, table: &Table) -> bool {
+        self.history.iter().any(|t| t.id() == table.id())
+    }
+
     /// Takes tables out and puts others in, each with its level.
     pub(crate) fn change_tables(&mut self, removed: &[u128], added: &[(u8, Arc<Table>)]) {
         let mut ranged = added.iter().any(|(_, t)| !t.ranges().is_empty());

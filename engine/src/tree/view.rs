@@ -91,9 +91,21 @@ impl View {
     pub fn scan(&self, keyspace: Keyspace, start: &[u8], end: &[u8], reverse: bool) -> Scan {
         let (low, high) = (internal_key(keyspace, start), internal_end(keyspace, end));
         let merge = self.version.merge(&low, &high, reverse, self.lsn);
-        let ranged = self.version.has_ranges().then(|| Arc::clone(&self.version));
-        let (key, held) = (Vec::new(), Held::default());
-        Scan { merge, ranged, reverse, lsn: self.lsn, ts: self.ts, key, held, ahead: false, ended: false }
+        let (version, ranged) = (Arc::clone(&self.version), self.version.has_ranges());
+        let (key, held, passed) = (Vec::new(), Held::default(), Passed::default());
+        Scan {
+            merge,
+            version,
+            ranged,
+            reverse,
+            lsn: self.lsn,
+            ts: self.ts,
+            key,
+            held,
+            passed,
+            ahead: false,
+            ended: false,
+        }
     }
 }
 
@@ -136,24 +148,55 @@ struct Held {
     envelope: Vec<u8>,
 }
 
+/// Entries in a row that a scan may pass over without showing one before compaction is told.
+const SKIP_BUDGET: u64 = 1024;
+
+/// What a scan passed over: deletes, versions that are hidden, expired or too new.
+#[derive(Debug, Default)]
+struct Passed {
+    all: u64,
+    /// Since the last entry that was shown, or that compaction was told of.
+    run: u64,
+}
+
+impl Passed {
+    fn one(&mut self, merge: &Merge) {
+        self.all += 1;
+        self.run += 1;
+        if self.run >= SKIP_BUDGET && merge.mark_crowded() {
+            self.run = 0;
+        }
+    }
+}
+
 /// An iterator over a view, see [`View::scan`]. Ends after an error.
 #[derive(Debug)]
 pub struct Scan {
     merge: Merge,
-    /// What to ask for range deletes, if there are any.
-    ranged: Option<Arc<Version>>,
+    /// What is read, and held while it is.
+    version: Arc<Version>,
+    /// Whether range deletes have to be asked for.
+    ranged: bool,
     reverse: bool,
     lsn: Lsn,
     ts: CommitTs,
     /// The key that was decided on last. Keys start with a keyspace byte, so none is empty.
     key: Vec<u8>,
     held: Held,
+    passed: Passed,
     /// In reverse: the merge stands at an entry that is not looked at yet.
     ahead: bool,
     ended: bool,
 }
 
 impl Scan {
+    /// Entries that the scan passed over so far because they cannot be shown. Where there are many in a row,
+    /// compaction takes care of the tables that they are in.
+    #[must_use]
+    pub const fn passed_over(&self) -> u64 {
+        self.passed.all
+    }
+
     /// The next key with its value, without a copy where it can be. `None` at the end.
     ///
     /// # Errors
@@ -167,6 +210,7 @@ impl Scan {
         if !moved? {
             return Ok(None);
         }
+        self.passed.run = 0;
         let key = self.key.get(1..).unwrap_or_default();
         if self.reverse {
             return Ok(Some(ScanEntry { key, lsn: self.held.lsn, envelope: &self.held.envelope }));
@@ -180,11 +224,13 @@ impl Scan {
         while self.merge.advance()? {
             let Some(entry) = self.merge.entry() else { break };
             if entry.lsn > self.lsn || entry.key == self.key {
+                self.passed.one(&self.merge);
                 continue;
             }
             self.key.clear();
             self.key.extend_from_slice(entry.key);
-            if self.ranged.as_ref().is_some_and(|v| v.covering(entry.key, self.lsn) > entry.lsn) {
+            if self.ranged && self.version.covering(entry.key, self.lsn) > entry.lsn {
+                self.passed.one(&self.merge);
                 continue;
             }
             if let Some(envelope) = entry.value
@@ -192,6 +238,7 @@ impl Scan {
             {
                 return Ok(true);
             }
+            self.passed.one(&self.merge);
         }
         Ok(false)
     }
@@ -203,6 +250,7 @@ impl Scan {
                 return Ok(false);
             }
             if !self.hold(true) {
+                self.passed.one(&self.merge);
                 continue;
             }
             while self.merge.advance()? {
@@ -210,12 +258,14 @@ impl Scan {
                     self.ahead = true;
                     break;
                 }
+                self.passed.one(&self.merge);
                 self.hold(false);
             }
-            let hidden = self.ranged.as_ref().is_some_and(|v| v.covering(&self.key, self.lsn) > self.held.lsn);
+            let hidden = self.ranged && self.version.covering(&self.key, self.lsn) > self.held.lsn;
             if self.held.put && !hidden && !Value::decode(&self.held.envelope)?.expired_at(self.ts) {
                 return Ok(true);
             }
+            self.passed.one(&self.merge);
         }
     }
 

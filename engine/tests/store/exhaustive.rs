@@ -6,7 +6,7 @@ use std::path::Path;
 use mainstay_engine::fs::sim::FaultKind;
 use mainstay_engine::rng::{Rng, SeededRng};
 use mainstay_engine::store::{Identity, Store};
-use mainstay_engine::{ClusterId, Options, TimelineId};
+use mainstay_engine::{ClusterId, Error, Options, TimelineId};
 
 use crate::world::{Act, DIR, World};
 
@@ -120,6 +120,49 @@ fn an_error_of_any_io_and_a_later_power_loss_lose_nothing_durable() {
 #[test]
 fn a_full_disk_at_any_io_loses_nothing_durable() {
     every_io(FaultKind::NoSpace, Then::PowerLoss);
+}
+
+/// The disk has no room for one call, and has room again: the store that met it goes on, and nothing is lost.
+#[test]
+fn after_a_full_disk_at_any_io_the_same_store_goes_on() {
+    let (seed, kind) = (11, FaultKind::NoSpace);
+    let acts = trace(seed);
+    let mut calm = World::new(seed);
+    let first = calm.fs.io_count();
+    assert!(run(&mut calm, &acts));
+    let total = calm.fs.io_count() - first;
+    let (mut met, mut ended) = (0, 0);
+    for k in 1..=total {
+        let mut world = World::new(seed);
+        world.fs.fail_at_io(world.fs.io_count() + k, kind);
+        let what = format!("seed {seed}, no room at I/O {k} of {total}");
+        let mut stopped = false;
+        for act in &acts {
+            match world.act(act) {
+                Ok(()) => continue,
+                Err(Error::DiskFull { .. }) => met += 1,
+                Err(Error::Stopped(_)) => {}
+                Err(e) => panic!("{what}: {e}"),
+            }
+            if !world.fatal.messages().is_empty() {
+                // A sync that failed is final, for whatever reason.
+                (stopped, ended) = (true, ended + 1);
+                break;
+            }
+            // No sticky error: the same call succeeds.
+            world.act(act).unwrap_or_else(|e| panic!("{what}: {act:?} fails again: {e}"));
+        }
+        if !stopped {
+            assert_eq!(world.fatal.messages(), Vec::<String>::new(), "{what}");
+            for act in [Act::Sync, Act::Commit, Act::Apply, Act::Maintain] {
+                world.act(&act).unwrap();
+            }
+            world.check_visible();
+            assert_eq!(world.store().view().lsn(), world.store().log().last().lsn, "{what}");
+        }
+        world.recover_from(&what);
+    }
+    assert!(met > 50 && ended > 10, "met {met}, ended {ended}");
 }
 
 #[test]

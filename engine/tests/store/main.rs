@@ -8,11 +8,14 @@
     reason = "a test fails by panicking and observes real processes"
 )]
 
+mod bulk;
 mod embedded;
 mod exhaustive;
 mod faults;
+mod full_disk;
 mod log_life;
 mod model;
+mod options;
 mod planted;
 mod stall;
 mod submit;

@@ -49,6 +49,8 @@ pub struct Config {
     pub segment_bytes: u64,
     /// Log kept on disk for slots, in bytes.
     pub retained_log_bytes: u64,
+    /// Room kept free on the disk, in bytes.
+    pub disk_reserve: u64,
     /// How long superseded versions stay readable, in seconds.
     pub history_window_s: u64,
     /// Listening beyond loopback is allowed although there is neither TLS nor authentication.
@@ -92,6 +94,10 @@ impl Config {
             Some(_) => bytes(l, "storage.memtable_bytes", 64 * KIB..=4 * GIB)?,
             None => Options::with_memory_limit(memory_limit).memtable_bytes as u64,
         };
+        let disk_reserve = match text(l, "storage.disk_reserve") {
+            Some(_) => bytes(l, "storage.disk_reserve", 0..=1024 * GIB)?,
+            None => Options::with_memory_limit(memory_limit).disk_reserve_bytes,
+        };
         let segment_min = BATCH_BYTES_MAX as u64 + 64 * KIB;
         let mut config = Self {
             node_id,
@@ -109,6 +115,7 @@ impl Config {
             compaction_rate: bytes(l, "storage.compaction_rate", 0..=1024 * GIB)?,
             segment_bytes: bytes(l, "storage.segment_bytes", segment_min..=SEGMENT_BYTES_MAX)?,
             retained_log_bytes: bytes(l, "storage.retained_log_bytes", 0..=1024 * 1024 * GIB)?,
+            disk_reserve,
             history_window_s: number(l, "storage.history_window_s", 0..=366 * 86_400)?,
             insecure,
             peers,
@@ -162,6 +169,7 @@ impl Config {
             level_base_bytes: Options::level_base_of(self.memtable_bytes),
             compaction_bytes_per_second: self.compaction_rate,
             history_window_us: self.history_window_s * 1_000_000,
+            disk_reserve_bytes: self.disk_reserve,
             ..Options::with_memory_limit(self.memory_limit)
         }
     }
@@ -189,6 +197,7 @@ impl Config {
             "storage.segment_bytes" => self.segment_bytes.to_string(),
             "storage.memory_limit" => self.memory_limit.to_string(),
             "storage.retained_log_bytes" => self.retained_log_bytes.to_string(),
+            "storage.disk_reserve" => self.disk_reserve.to_string(),
             "storage.history_window_s" => self.history_window_s.to_string(),
             _ => return None,
         })

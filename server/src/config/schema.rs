@@ -67,6 +67,11 @@ pub const KEYS: &[Key] = &[
     key("storage.segment_bytes", Some("24MiB"), "size of a log segment, bytes"),
     key("storage.retained_log_bytes", Some("1GiB"), "log kept on disk for replicas, archive and watches, bytes"),
     key("storage.compaction_rate", Some("0"), "bytes a second that compaction goes through at most; 0 for no bound"),
+    key(
+        "storage.disk_reserve",
+        None,
+        "bytes kept free on the disk: below, nothing is written but what gives room back; default 1/12 of the limit",
+    ),
     key("storage.history_window_s", Some("600"), "how long superseded versions stay readable, seconds"),
 ];
 

@@ -56,6 +56,9 @@ pub fn report(service: &Service, archive: &Archive, peers: &BTreeMap<u64, String
             out.trouble =
                 format!("reads of some keys fail: {damage}; let this node be seeded anew, into an empty directory");
         }
+        if let Some(little) = store.space().trouble().filter(|_| out.trouble.is_empty()) {
+            out.trouble = little;
+        }
         let tree = store.tree().stats();
         out.storage = Some(v1::StorageStatus {
             log_bytes: store.log().disk_usage().0,

@@ -39,6 +39,8 @@ pub(super) struct Disk {
     generation: u64,
     crashes: u64,
     capacity: u64,
+    /// Writes that found too little room.
+    full: u64,
     short_reads: bool,
     direct: bool,
     read_bytes: u64,
@@ -58,6 +60,7 @@ impl Disk {
             generation: 0,
             crashes: 0,
             capacity: UNSIZED,
+            full: 0,
             short_reads: false,
             direct: true,
             read_bytes: 0,
@@ -250,11 +253,11 @@ impl Disk {
 
     pub(super) fn write(&mut self, ino: Ino, bytes: &[u8], offset: u64, fault: Option<io::Error>) -> io::Result<()> {
         let at = position(offset.checked_add(bytes.len() as u64)).map(|end| end - bytes.len())?;
-        // Counting what is taken costs time in proportion to the disk; a run that cannot fill up does without.
-        let room = if self.capacity == UNSIZED { UNSIZED } else { self.free() };
+        let room = self.free();
         let partial = Dice::new(self.seed, "write", self.faults.count(), ino).below(bytes.len() + 1);
+        let fits = self.inode(ino)?.content.fitting(at, bytes.len(), room);
+        self.full += u64::from(fits < bytes.len());
         let content = &mut self.inode(ino)?.content;
-        let fits = content.fitting(at, bytes.len(), room);
         let (n, result) = match fault {
             Some(e) => (partial.min(fits), Err(e)),
             None if fits < bytes.len() => (fits, Err(no_space())),
@@ -378,7 +381,15 @@ impl Disk {
         counted.map(|(_, inode)| inode.content.allocated()).sum()
     }
 
+    pub(super) const fn times_full(&self) -> u64 {
+        self.full
+    }
+
     pub(super) fn free(&self) -> u64 {
+        if self.capacity == UNSIZED {
+            // Counting costs time in proportion to the disk.
+            return UNSIZED;
+        }
         self.capacity.saturating_sub(self.allocated())
     }
 

@@ -13,6 +13,8 @@ use super::shape::{Candidate, Shape, Targets};
 
 /// Most tables of level 0 in one job.
 const LEVEL0_MAX: usize = 16;
+/// One in so many entries of a table above the deepest level must be a delete for it to go down before its turn.
+const DELETES_PART: u64 = 2;
 /// So many small history tables become one.
 const HISTORY_TABLES: usize = 16;
 /// A history table below this size counts as small, in bytes.
@@ -64,6 +66,7 @@ pub(super) fn choose(shape: &Shape, rules: &Rules) -> Option<Plan> {
             due.sort_by(|a, b| b.0.total_cmp(&a.0));
             due.into_iter().find_map(|(_, level)| go_down(shape, rules, &targets, level))
         })
+        .or_else(|| deletes(shape, rules, &targets))
         .or_else(|| history(shape, rules))
         .or_else(|| reclaim(shape, rules))
         .or_else(|| settle(shape, rules, &targets))
@@ -181,6 +184,25 @@ fn movable(shape: &Shape, t: &Candidate, from: usize) -> Option<usize> {
     Some(stop - 1).filter(|to| *to > from)
 }
 
+/// A table full of deletes, or one with deletes that scans had to pass over in long runs, goes down to what they hide;
+/// where they hide nothing they are dropped on the way.
+fn deletes(shape: &Shape, rules: &Rules, targets: &Targets) -> Option<Plan> {
+    let full = |t: &Candidate| t.deletes.saturating_mul(DELETES_PART) >= t.entries;
+    let due = |level: usize, t: &Candidate| t.deletes > 0 && (t.crowded || (level > 0 && full(t))) && !rules.avoids(t);
+    (0..LEVELS).find_map(|level| {
+        let t = shape.level(level).iter().find(|t| due(level, t))?;
+        if level == 0 {
+            return level0_down(shape, rules, targets.base);
+        }
+        match movable(shape, t, level) {
+            // Written anew on its way: as it is, it would take the deletes along.
+            Some(to) => Some(Plan::Merge(vec![t.id], to as u8)),
+            None if level == LEVELS - 1 => Some(Plan::Merge(vec![t.id], LAST_LEVEL)),
+            None => merge_into(shape, rules, &[t], level + 1),
+        }
+    })
+}
+
 fn history(shape: &Shape, rules: &Rules) -> Option<Plan> {
     let small = shape.history.iter().filter(|t| t.bytes < HISTORY_SMALL_BYTES && !rules.avoids(t));
     let ids: Vec<u128> = small.map(|t| t.id).collect();
@@ -190,11 +212,12 @@ fn history(shape: &Shape, rules: &Rules) -> Option<Plan> {
 /// A table at the bottom with much that nobody can see, which no later write may ever reach.
 fn reclaim(shape: &Shape, rules: &Rules) -> Option<Plan> {
     let level = (1..LEVELS).rev().find(|l| !shape.level(*l).is_empty())?;
-    shape.level(level).iter().filter(|t| t.max_lsn <= rules.floor.0 && !rules.avoids(t)).find_map(|t| {
+    shape.level(level).iter().filter(|t| !rules.avoids(t)).find_map(|t| {
+        let settled = t.max_lsn <= rules.floor.0;
         if !t.ranges.is_empty() {
-            return reclaim_ranges(shape, rules, t, level);
+            return if settled { reclaim_ranges(shape, rules, t, level) } else { None };
         }
-        let useless = t.deletes + expired(t, rules.floor.1);
+        let useless = t.deletes + if settled { expired(t, rules.floor.1) } else { 0 };
         let much = useless > 0 && useless.saturating_mul(USELESS_PART) >= t.entries;
         much.then(|| Plan::Merge(vec![t.id], level as u8))
     })

@@ -20,7 +20,7 @@ use crate::tree::merge::{LevelCursor, Merge, Source};
 use crate::tree::version::{HISTORY, Version};
 
 use super::outputs::Outputs;
-use super::rule::{Fate, KeySpans, Rule};
+use super::rule::{Dropped, Fate, KeySpans, Reason, Rule};
 use super::shape::Candidate;
 
 /// Entries between two looks at how much was done.
@@ -39,7 +39,7 @@ pub(super) struct Job {
     pub(super) inputs: Vec<Arc<Table>>,
     pub(super) floor: (Lsn, CommitTs),
     pub(super) outputs: Outputs,
-    pub(super) dropped: u64,
+    pub(super) dropped: Dropped,
     /// When it began, by the monotonic clock, and how many bytes of level 0 it brings down.
     pub(super) begun: Duration,
     pub(super) level0_bytes: u64,
@@ -60,7 +60,7 @@ impl Job {
         let (kind, ranges) = if level == HISTORY {
             (Kind::History(floor.0), Vec::new())
         } else {
-            let rule = Rule::new(Arc::clone(&version.ranges), floor, below(version, usize::from(level)));
+            let rule = Rule::new(Arc::clone(&version.ranges), floor, below(version, usize::from(level), ids));
             (Kind::Main(rule), ranges_left(version, &inputs, floor.0))
         };
         let merge = merge(version, ids);
@@ -69,12 +69,29 @@ impl Job {
         let level0_bytes = from_level0.map(|t| t.properties().raw_bytes).sum();
         let begun = tree.env.clock.monotonic();
         let outputs = Outputs::new(tree, Origin::Compaction, level, max_ts);
-        Self { inputs, floor, outputs, dropped: 0, begun, level0_bytes, processed: 0, kind, merge, ranges, read: 0 }
+        Self {
+            inputs,
+            floor,
+            outputs,
+            dropped: Dropped::default(),
+            begun,
+            level0_bytes,
+            processed: 0,
+            kind,
+            merge,
+            ranges,
+            read: 0,
+        }
     }
 
     /// Bytes of all inputs.
     pub(super) fn input_bytes(&self) -> u64 {
         self.inputs.iter().map(|t| t.bytes()).sum()
+    }
+
+    /// Most bytes that the outputs may still take.
+    pub(super) fn bytes_left(&self) -> u64 {
+        self.input_bytes().saturating_sub(self.outputs.written_bytes())
     }
 
     /// Merges about so many bytes; true when all is merged and the outputs are durable.
@@ -93,7 +110,11 @@ impl Job {
                     (Fate::Keep, true) => self.outputs.add(entry)?,
                     (Fate::Keep, false) => self.outputs.add_history(entry)?,
                     (Fate::Superseded(by), _) => self.outputs.add_superseded(entry, by)?,
-                    (Fate::Drop, _) => self.dropped += 1,
+                    (Fate::Drop(why), _) => {
+                        if let Some(count) = self.dropped.get_mut(why as usize) {
+                            *count += 1;
+                        }
+                    }
                 }
             }
             if self.processed >= end {
@@ -109,7 +130,7 @@ impl Job {
         };
         self.outputs.finish(&self.ranges, &times)?;
         let expected: u64 = self.inputs.iter().map(|t| t.properties().entries).sum();
-        let (written, dropped) = (self.outputs.entries(), self.dropped);
+        let (written, dropped) = (self.outputs.entries(), self.dropped.iter().sum::<u64>());
         if self.read == expected && written + dropped == expected {
             return Ok(());
         }
@@ -142,19 +163,22 @@ fn fate(kind: &mut Kind, entry: EntryRef<'_>) -> Result<(Fate, bool)> {
         Kind::Main(rule) => Ok((rule.judge(entry)?, true)),
         Kind::History(floor) => {
             let by = Superseded::decode(entry.value.unwrap_or_default())?.by;
-            Ok((if by <= *floor { Fate::Drop } else { Fate::Keep }, false))
+            Ok((if by <= *floor { Fate::Drop(Reason::History) } else { Fate::Keep }, false))
         }
     }
 }
 
-/// The key spans of the levels below `level`.
-fn below(version: &Version, level: usize) -> Vec<KeySpans> {
+/// The key spans of the tables below an output at `level` that is made of the tables `ids`: of the deeper levels,
+/// and of those tables of level 0 that stay beside the output. A flush is at level 0 and made of no table.
+pub(in crate::tree) fn below(version: &Version, level: usize, ids: &[u128]) -> Vec<KeySpans> {
     let keys = |t: &Arc<Table>| {
         let p = t.properties();
         (p.entries > 0).then(|| (p.min_key.clone(), p.max_key.clone()))
     };
+    let [level0, ..] = &version.levels;
+    let beside = level0.iter().filter(|t| level == 0 && !ids.contains(&t.id())).filter_map(keys).map(|span| vec![span]);
     let deeper = version.levels.iter().skip(level + 1).filter(|tables| !tables.is_empty());
-    deeper.map(|tables| tables.iter().filter_map(keys).collect()).collect()
+    beside.chain(deeper.map(|tables| tables.iter().filter_map(keys).collect())).collect()
 }
 
 /// The inputs' range deletes but for those at or below the floor that hide nothing outside of the inputs.

@@ -6,7 +6,7 @@
 //! than one job at a time.
 
 mod choose;
-mod job;
+pub(super) mod job;
 pub(super) mod outputs;
 pub(super) mod rule;
 mod run;

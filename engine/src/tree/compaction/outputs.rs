@@ -148,6 +148,11 @@ impl Outputs {
         self.done.iter().map(|p| p.file.bytes).sum()
     }
 
+    /// Bytes of all tables so far.
+    pub(crate) fn written_bytes(&self) -> u64 {
+        self.bytes() + self.main.iter().chain(&self.history).map(TableBuilder::bytes).sum::<u64>()
+    }
+
     /// Entries of the finished tables.
     pub(crate) fn entries(&self) -> u64 {
         self.done.iter().map(|p: &Placed| p.file).map(|f: TableFile| f.entries).sum()

@@ -17,6 +17,7 @@ use crate::tree::{Tree, lock};
 
 use super::choose::{Plan, Rules, choose, choose_forgotten, choose_history, choose_main};
 use super::job::Job;
+use super::rule::{Dropped, Reason};
 use super::shape::Shape;
 
 /// Merged in one step, in bytes.
@@ -35,7 +36,8 @@ pub(in crate::tree) struct Compacting {
 }
 
 impl Tree {
-    /// Does one bounded piece of the compaction that is due, about a megabyte; `Idle` when nothing is.
+    /// Does one bounded piece of the compaction that is due, about a megabyte; `Idle` when nothing is, or when it
+    /// waits for room on the disk.
     ///
     /// # Errors
     /// `DiskFull` (nothing is left of the output, call again when there is room), `Io`, or `Stopped` after a
@@ -70,6 +72,7 @@ impl Tree {
             let Some(plan) = choice(&Shape::of(&version), &rules) else { continue };
             self.start(&mut state, &version, plan, rules.floor)?;
             while state.job.is_some() {
+                self.check_room(&mut state)?;
                 self.step(&mut state, usize::MAX)?;
             }
             worked = Progress::Worked;
@@ -84,8 +87,14 @@ impl Tree {
         if state.job.is_none() {
             let version = self.version();
             let rules = self.rules(&mut state, &version, idle)?;
-            let Some(plan) = choose(&Shape::of(&version), &rules) else { return Ok(Progress::Idle) };
+            let Some(plan) = choose(&Shape::of(&version), &rules) else {
+                self.space.get().inspect(|s| s.no_merge());
+                return Ok(Progress::Idle);
+            };
             self.start(&mut state, &version, plan, rules.floor)?;
+        }
+        if self.check_room(&mut state).is_err() {
+            return Ok(Progress::Idle);
         }
         match self.step(&mut state, bytes) {
             Err(Error::Corruption { path, offset, lsn, what }) => {
@@ -151,7 +160,15 @@ impl Tree {
             Plan::Forget(ids) => {
                 let edit = Edit { removed: ids.clone(), floor: Some(floor), ..Edit::default() };
                 self.install(&edit, &[])?;
-                ids.into_iter().filter_map(found).for_each(|t| t.mark_obsolete());
+                let mut dropped = Dropped::default();
+                for table in ids.into_iter().filter_map(found) {
+                    let why = if version.is_history(&table) { Reason::History } else { Reason::RangeDeleted };
+                    if let Some(count) = dropped.get_mut(why as usize) {
+                        *count += table.properties().entries;
+                    }
+                    table.mark_obsolete();
+                }
+                self.counters.dropped(&dropped);
                 self.counters.forgotten.fetch_add(1, Ordering::Relaxed);
             }
             Plan::Move(id, level) => {
@@ -167,6 +184,12 @@ impl Tree {
             Plan::MergeHistory(ids) => state.job = Some(Job::new(self, version, &ids, HISTORY, floor)),
         }
         Ok(())
+    }
+
+    /// Gives the running job up, with all that it wrote, if what it has still to write would leave too little room.
+    fn check_room(&self, state: &mut Compacting) -> Result<()> {
+        let (Some(space), Some(job)) = (self.space.get(), &state.job) else { return Ok(()) };
+        space.for_merge(job.bytes_left()).inspect_err(|_| state.job = None)
     }
 
     /// A step of the running job; the last one makes its outputs count. After an error the job is over.
@@ -194,7 +217,7 @@ impl Tree {
         job.inputs.iter().for_each(|t| t.mark_obsolete());
         let c = &self.counters;
         c.compactions.fetch_add(1, Ordering::Relaxed);
-        c.dropped.fetch_add(job.dropped, Ordering::Relaxed);
+        c.dropped(&job.dropped);
         c.merged_bytes.fetch_add(job.input_bytes(), Ordering::Relaxed);
         c.compacted_bytes.fetch_add(job.outputs.bytes(), Ordering::Relaxed);
         job.outputs.keep();

@@ -31,6 +31,8 @@ pub(super) struct Candidate {
     pub(super) last_time: Lsn,
     /// Of a history table.
     pub(super) superseded: Lsn,
+    /// Scans pass over long runs of entries in it.
+    pub(super) crowded: bool,
 }
 
 impl Candidate {
@@ -49,6 +51,7 @@ impl Candidate {
             max_lsn: p.max_lsn,
             last_time: p.last_time.0,
             superseded: p.superseded,
+            crowded: table.is_crowded(),
         }
     }
 

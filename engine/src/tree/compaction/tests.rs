@@ -84,10 +84,32 @@ fn a_bottom_table_full_of_what_nobody_sees_is_written_anew() {
         |t: Candidate, floor| choose(&shape(vec![], vec![t]), &Rules { floor: (Lsn(50), CommitTs(floor)), ..rules() });
     let full_of_deletes = Candidate { deletes: 3, ..table(9, 1, 9, 10) };
     assert_eq!(at(full_of_deletes.clone(), 1), Some(Plan::Merge(vec![9], LAST_LEVEL)));
-    assert_eq!(at(Candidate { max_lsn: Lsn(51), ..full_of_deletes }, 1), None, "they still count for reads");
+    let young = Candidate { max_lsn: Lsn(51), ..full_of_deletes };
+    assert_eq!(at(young, 1), Some(Plan::Merge(vec![9], LAST_LEVEL)), "deletes at the bottom hide nothing, ever");
     let expiring = Candidate { expiring: 10, expiry: (100, 199), ..table(9, 1, 9, 10) };
+    assert_eq!(at(Candidate { max_lsn: Lsn(51), ..expiring.clone() }, 130), None, "older reads see them");
     assert_eq!(at(expiring.clone(), 110), None);
     assert_eq!(at(expiring, 130), Some(Plan::Merge(vec![9], LAST_LEVEL)));
+}
+
+#[test]
+fn deletes_go_down_to_what_they_hide_or_are_dropped_where_they_hide_nothing() {
+    let mut s = Shape::default();
+    s.levels[5] = vec![Candidate { deletes: 5, ..table(1, 1, 4, 10) }, Candidate { deletes: 4, ..table(2, 6, 9, 10) }];
+    s.levels[6] = vec![table(11, 2, 3, 9_000), table(12, 7, 8, 9_000)];
+    assert_eq!(choose(&s, &rules()), Some(Plan::Merge(vec![1, 11], LAST_LEVEL)), "half of it is deletes");
+    s.levels[5].remove(0);
+    assert_eq!(choose(&s, &rules()), None);
+    s.levels[5][0].crowded = true;
+    assert_eq!(choose(&s, &rules()), Some(Plan::Merge(vec![2, 12], LAST_LEVEL)), "scans meet them");
+    s.levels[6][1] = table(12, 20, 30, 9_000);
+    assert_eq!(choose(&s, &rules()), Some(Plan::Merge(vec![2], LAST_LEVEL)), "written anew, not moved");
+    let crowded = |deletes| Candidate { crowded: true, deletes, ..table(3, 2, 3, 10) };
+    let level0 = |t: Candidate| choose(&shape(vec![t], vec![table(11, 2, 3, 900)]), &rules());
+    assert_eq!(level0(crowded(1)), Some(Plan::Merge(vec![3, 11], LAST_LEVEL)));
+    assert_eq!(level0(crowded(0)), None, "there is nothing to win");
+    let bottom = |t: Candidate| choose(&shape(vec![], vec![t]), &rules());
+    assert_eq!(bottom(crowded(1)), Some(Plan::Merge(vec![3], LAST_LEVEL)));
 }
 
 #[test]

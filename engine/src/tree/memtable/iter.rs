@@ -68,6 +68,10 @@ impl MemtableCursor {
         Self { memtable, low, high, reverse, lsn, last: None, items: FIRST_ITEMS, chunk, next: 0, done: false }
     }
 
+    pub(crate) fn memtable(&self) -> &Memtable {
+        &self.memtable
+    }
+
     /// The present entry; `None` before the first and at the end.
     pub(crate) fn entry(&self) -> Option<EntryRef<'_>> {
         self.chunk.get(self.next.checked_sub(1)?)

@@ -62,6 +62,7 @@ pub(crate) struct Memtable {
     // The rest is read without the lock: a reader's view was made after all it may see was applied.
     filter: Filter,
     has_ranges: AtomicBool,
+    crowded: AtomicBool,
     bytes: AtomicUsize,
 }
 
@@ -94,6 +95,7 @@ impl Memtable {
             inner: RwLock::new(Inner { arena: Arena::new(spare.clone()), ..Inner::default() }),
             filter: Filter::new(memtable_bytes),
             has_ranges: AtomicBool::new(false),
+            crowded: AtomicBool::new(false),
             bytes: AtomicUsize::new(0),
         }
     }
@@ -157,6 +159,15 @@ impl Memtable {
     /// Memory in bytes, as allocated.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// A scan passed over a long run of entries here that it could not show.
+    pub(crate) fn mark_crowded(&self) {
+        self.crowded.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.crowded.load(Ordering::Relaxed)
     }
 
     /// The position of the last record; `None` before the first.

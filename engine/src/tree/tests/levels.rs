@@ -211,3 +211,180 @@ fn a_thousand_range_deletes_are_found_by_key() {
     let before = tree.view_at(Lsn(3_000 + 10)).unwrap();
     assert_eq!(scan(&before, b"", b"", false).len(), 2_990);
 }
+
+/// Writes `n` keys, one per record of a thousand, brings them to the bottom, and deletes all but the last.
+fn deleted_but_one(tree: &Tree, head: &mut Head, n: u64) {
+    for delete in [false, true] {
+        for first in (0..n).step_by(1_000) {
+            let mut b = Batch::new();
+            for key in first..first + 1_000 {
+                let key = numbered(key);
+                if !delete {
+                    b.put(key.as_bytes(), b"v").unwrap();
+                } else if key != numbered(n - 1) {
+                    b.delete(key.as_bytes()).unwrap();
+                }
+            }
+            while tree.needs_flush() {
+                tree.flush_step().unwrap();
+            }
+            apply(tree, &head.batch(1, &b));
+        }
+        if !delete {
+            flush(tree);
+            tree.compact_all().unwrap();
+        }
+    }
+}
+
+/// The first key, and how many entries stood before it.
+fn seek(view: &View, reverse: bool) -> (Option<String>, u64) {
+    let mut scan = view.scan(Keyspace::USER, b"", numbered(99_999).as_bytes(), reverse);
+    let key = scan.next_entry().unwrap().map(|e| String::from_utf8(e.key.to_vec()).unwrap());
+    (key, scan.passed_over())
+}
+
+#[test]
+fn a_seek_across_a_hundred_thousand_deletes_is_slow_only_until_compaction_has_heard_of_it() {
+    for reverse in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        // The deletes are far younger than the history window, and fill no level.
+        let options = Options { memtable_bytes: 64 << 20, memory_limit: 1 << 30, ..many_levels(u64::MAX) };
+        let options = Options { level_base_bytes: 1 << 30, table_bytes: 1 << 20, level0_tables: 4, ..options };
+        let tree = Tree::create(env(10), dir.path(), &options, Position::default()).unwrap();
+        let mut head = Head::default();
+        deleted_but_one(&tree, &mut head, 101_000);
+        let before = tree.view();
+        assert_eq!(seek(&before, reverse).0, None, "all keys below the bound are deleted");
+        assert!(seek(&before, reverse).1 > 100_000);
+        for round in 0.. {
+            assert!(round < 4, "compaction does not take care of it: {:?}", tree.stats());
+            tree.freeze_crowded();
+            flush(&tree);
+            drain(&tree);
+            let (key, passed) = seek(&tree.view(), reverse);
+            assert_eq!(key, None);
+            if passed <= 1_024 {
+                break;
+            }
+        }
+        let stats = tree.stats();
+        assert_eq!((stats.dropped.deletes, stats.crowded_tables), (100_999, 0), "{stats:?}");
+        // What the deletes hid is history still, and a reader of the past sees it.
+        assert_eq!(scan(&tree.view_at(Lsn(101)).unwrap(), b"", b"", false).len(), 101_000);
+        assert_eq!(scan(&before, b"", b"", reverse).len(), 1);
+        // Compaction has nothing left to do: no scan drives it round and round.
+        seek(&tree.view(), reverse);
+        assert_eq!(tree.compact_step().unwrap(), Progress::Idle);
+    }
+}
+
+/// The newest tables of level 0 become one where a damaged table is in the way; a delete among them hides what an
+/// older table of level 0 holds.
+#[test]
+fn a_delete_stays_while_an_older_table_of_its_level_holds_its_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let tree = Tree::create(env(11), dir.path(), &many_levels(0), Position::default()).unwrap();
+    let mut head = Head::default();
+    let writes = |head: &mut Head, keys: &[&str]| {
+        for key in keys {
+            put(head, &tree, key, "a value that is read in full");
+        }
+        flush(&tree);
+    };
+    // What is damaged must meet something below, or it would be moved there unread; its key "k" meets nothing.
+    writes(&mut head, &["l", "zz"]);
+    tree.compact_all().unwrap();
+    writes(&mut head, &["k", "m", "z"]);
+    let damaged = tree.table_path(tree.version().levels[0][0].id());
+    let mut bytes = std::fs::read(&damaged).unwrap();
+    bytes[40] ^= 8;
+    std::fs::write(&damaged, &bytes).unwrap();
+    for round in 0..8 {
+        let mut b = Batch::new();
+        b.delete(b"k").unwrap().put(b"y", &[round]).unwrap();
+        apply(&tree, &head.batch(1, &b));
+        flush(&tree);
+        drain(&tree);
+    }
+    let stats = tree.stats();
+    assert!(stats.damaged_tables == 1 && stats.compactions > 0 && stats.levels[0].deletes > 0, "{stats:?}");
+    assert_eq!(get(&tree.view(), "k"), None);
+}
+
+#[test]
+fn every_dropped_entry_has_a_reason_and_a_covered_table_is_dropped_unread() {
+    let dir = tempfile::tempdir().unwrap();
+    let tree = Tree::create(env(12), dir.path(), &many_levels(10), Position::default()).unwrap();
+    let mut head = Head::default();
+    for n in 0..200 {
+        put(&mut head, &tree, &numbered(n), "v");
+    }
+    flush(&tree);
+    tree.compact_all().unwrap();
+    let covered = tree.pinned_tables().tables;
+    for file in &covered {
+        // Nobody can read these any more.
+        let path = tree.table_path(file.id);
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::write(&path, vec![0xee; bytes.len()]).unwrap();
+    }
+    let mut b = Batch::new();
+    b.delete_range(b"0", b"1").unwrap().put(b"expires", b"v").unwrap();
+    b.put_expiring(b"expired", b"v", CommitTs(300)).unwrap().put(b"twice", b"1").unwrap();
+    apply(&tree, &head.batch(1, &b));
+    put(&mut head, &tree, "twice", "2");
+    for _ in 0..6 {
+        apply(&tree, &head.batch(1_000, &Batch::new()));
+        flush(&tree);
+        drain(&tree);
+    }
+    let stats = tree.stats();
+    assert_eq!(stats.damaged_tables, 0, "{stats:?}");
+    let d = stats.dropped;
+    assert_eq!((d.range_deleted, d.history, d.expired, d.superseded, d.deletes), (200, 1, 1, 0, 0), "{stats:?}");
+    assert_eq!(stats.levels.iter().map(|l| l.entries).sum::<u64>(), 2, "{stats:?}");
+}
+
+#[test]
+fn ten_thousand_range_deletes_cost_a_read_one_search_for_each_part_that_has_some() {
+    use crate::tree::range_index::tests::SEARCHES;
+
+    let cost = |ranges: u64| {
+        let dir = tempfile::tempdir().unwrap();
+        let options = Options { memtable_bytes: 64 << 20, memory_limit: 1 << 30, ..many_levels(u64::MAX) };
+        let tree = Tree::create(env(13), dir.path(), &options, Position::default()).unwrap();
+        let mut head = Head::default();
+        for first in (0..20_000).step_by(1_000) {
+            let mut b = Batch::new();
+            for n in first..first + 1_000 {
+                b.put(numbered(n).as_bytes(), b"v").unwrap();
+            }
+            apply(&tree, &head.batch(1, &b));
+        }
+        flush(&tree);
+        for n in 0..ranges {
+            let mut b = Batch::new();
+            b.delete_range(numbered(2 * n).as_bytes(), numbered(2 * n + 1).as_bytes()).unwrap();
+            apply(&tree, &head.batch(1, &b));
+            if n == ranges / 2 {
+                flush(&tree);
+            }
+        }
+        let view = tree.view();
+        let blocks = |tree: &Tree| tree.stats().cache_hits + tree.stats().cache_misses;
+        let (before, searches) = (blocks(&tree), SEARCHES.get());
+        let iterators: Vec<_> =
+            (0..100).map(|n| view.scan(Keyspace::USER, numbered(n).as_bytes(), b"", false)).collect();
+        assert_eq!((blocks(&tree), SEARCHES.get()), (before, searches), "making an iterator looks at nothing");
+        drop(iterators);
+        for n in 0..1_000 {
+            assert_eq!(get(&view, &numbered(n * 20 + 1)).as_deref(), Some("v"));
+        }
+        (blocks(&tree) - before, SEARCHES.get() - searches)
+    };
+    let (none, one, many) = (cost(0), cost(4), cost(10_000));
+    assert_eq!((none.1, one.1), (0, 2_000), "one search in the tables' range deletes, one in the memtable's");
+    assert_eq!(many.1, one.1);
+    assert!(many.0 < 2 * none.0, "{many:?} and {none:?}");
+}
