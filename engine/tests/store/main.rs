@@ -14,6 +14,7 @@ mod faults;
 mod log_life;
 mod model;
 mod planted;
+mod reads;
 mod stall;
 mod submit;
 mod world;
