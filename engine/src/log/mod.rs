@@ -26,6 +26,8 @@ use crate::lsn::{CommitTs, Epoch, Lsn, Position};
 use crate::record::{Kind, Record, TimelineStart};
 use crate::watermark::Watermark;
 
+#[cfg(feature = "sim")]
+mod decoders;
 mod files;
 mod frame;
 mod gate;
@@ -44,6 +46,8 @@ mod writer;
 mod tests;
 
 pub use crate::exec::Progress;
+#[cfg(feature = "sim")]
+pub(crate) use decoders::decoders;
 pub use reader::{Chunk, Reader};
 pub use recovery::{Recovered, TornTail};
 pub use slots::{Slot, SlotInfo};
