@@ -7,6 +7,8 @@
 pub mod archive;
 pub mod base;
 pub mod catalog;
+#[cfg(any(test, feature = "sim"))]
+pub mod decoders;
 pub mod engine_target;
 pub mod error;
 pub mod log_source;

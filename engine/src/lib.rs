@@ -9,6 +9,8 @@ pub mod batch;
 pub mod bulk;
 pub mod clock;
 pub mod codec;
+#[cfg(feature = "sim")]
+pub mod decoders;
 pub mod env;
 pub mod error;
 pub mod exec;

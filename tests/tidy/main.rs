@@ -10,6 +10,7 @@
 
 mod documents;
 mod functions;
+mod fuzzing;
 mod words;
 
 use std::path::{Path, PathBuf};

@@ -1,6 +1,7 @@
 //! Behaviour of the crate at its seams: archive, plan and restore against a store with faults.
 
 mod archiving;
+mod corpus;
 mod engine;
 mod planning;
 mod probing;

@@ -200,6 +200,12 @@ impl SimFs {
         self.0.disk().set_short_reads(on);
     }
 
+    /// With `on`, about a third of the reads are interrupted by a signal (`EINTR`): they read nothing and may be made
+    /// again. Writes and syncs are made again below the seam.
+    pub fn set_interruptions(&self, on: bool) {
+        self.0.disk().set_interruptions(on);
+    }
+
     /// Flips bit `bit` (0-7) of the byte at `offset`, on the medium and in the cache.
     ///
     /// # Errors

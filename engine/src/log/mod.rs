@@ -27,6 +27,8 @@ use crate::record::{Kind, Record, TimelineStart};
 use crate::space::Space;
 use crate::watermark::Watermark;
 
+#[cfg(feature = "sim")]
+mod decoders;
 mod files;
 mod frame;
 mod gate;
@@ -45,6 +47,8 @@ mod writer;
 mod tests;
 
 pub use crate::exec::Progress;
+#[cfg(feature = "sim")]
+pub(crate) use decoders::decoders;
 pub use reader::{Chunk, Reader};
 pub use recovery::{Recovered, TornTail};
 pub use slots::{Slot, SlotInfo};

@@ -54,7 +54,7 @@ pub(super) struct Intent {
 }
 
 impl Intent {
-    fn encode(&self) -> Vec<u8> {
+    pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(INTENT_LEN);
         out.extend_from_slice(&INTENT_MAGIC);
         for v in [self.end.epoch.0, self.end.lsn.0, self.end.ts.0] {

@@ -37,13 +37,17 @@ pub(super) struct Evidence {
 }
 
 impl Evidence {
-    pub(super) fn write(&self, env: &Env, dir: &Path) -> Result<()> {
+    pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = MAGIC.to_vec();
         out.extend_from_slice(&self.durable.0.to_le_bytes());
         out.extend_from_slice(&self.committed.0.to_le_bytes());
         let sum = xxh3_64(&out);
         out.extend_from_slice(&sum.to_le_bytes());
-        fs::write_atomic(&*env.fs, dir, NAME, &out).map_err(|e| Error::io("write", &dir.join(NAME), e))
+        out
+    }
+
+    pub(super) fn write(&self, env: &Env, dir: &Path) -> Result<()> {
+        fs::write_atomic(&*env.fs, dir, NAME, &self.encode()).map_err(|e| Error::io("write", &dir.join(NAME), e))
     }
 
     /// Reads the file; no file is no evidence, and so is a damaged one: it can only add safety.
@@ -56,7 +60,7 @@ impl Evidence {
         }
     }
 
-    fn decode(bytes: &[u8]) -> std::result::Result<Self, Malformed> {
+    pub(super) fn decode(bytes: &[u8]) -> std::result::Result<Self, Malformed> {
         let mut c = Cursor::new(bytes);
         let magic = c.array::<8>()?;
         let out = Self { durable: Lsn(c.u64()?), committed: Lsn(c.u64()?) };

@@ -37,7 +37,7 @@ impl Identity {
         Self { cluster: ClusterId((word() << 64) | word()), timeline: TimelineId(env.rng.next_u64()) }
     }
 
-    fn encode(&self) -> Vec<u8> {
+    pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = MAGIC.to_vec();
         out.extend_from_slice(&FORMAT.to_le_bytes());
         out.extend_from_slice(&0u32.to_le_bytes());
@@ -48,7 +48,7 @@ impl Identity {
         out
     }
 
-    fn decode(path: &Path, bytes: &[u8]) -> Result<Self> {
+    pub(super) fn decode(path: &Path, bytes: &[u8]) -> Result<Self> {
         let bad = |what: &str| Error::corruption(path, 0, None, what);
         let mut c = Cursor::new(bytes);
         if c.array::<8>()? != MAGIC {

@@ -5,6 +5,8 @@
 //! own durable log does) and never showing a record above the commit LSN \[I2\].
 
 mod apply;
+#[cfg(feature = "sim")]
+mod decoders;
 mod evidence;
 mod identity;
 mod maintain;
@@ -20,6 +22,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
+#[cfg(feature = "sim")]
+pub(crate) use decoders::decoders;
 pub use identity::Identity;
 pub use pace::{StallStats, Stalls};
 pub use stats::StoreStats;

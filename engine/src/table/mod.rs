@@ -30,6 +30,8 @@ mod block_builder;
 pub(crate) mod builder;
 pub(crate) mod cache;
 pub(crate) mod cursor;
+#[cfg(feature = "sim")]
+mod decoders;
 pub(crate) mod filter;
 pub(crate) mod format;
 mod index;
@@ -43,6 +45,8 @@ mod tests;
 pub(crate) mod times;
 pub(crate) mod verify;
 
+#[cfg(feature = "sim")]
+pub(crate) use decoders::decoders;
 pub use verify::verify_table;
 
 /// A table file by its random id, its size and the BLAKE3 hash of its bytes.

@@ -128,7 +128,7 @@ impl State {
 }
 
 impl Edit {
-    fn encode(&self) -> Vec<u8> {
+    pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         for id in &self.removed {
             out.push(TAG_REMOVE);
@@ -165,7 +165,7 @@ impl Edit {
         out
     }
 
-    fn decode(body: &[u8]) -> std::result::Result<Self, Malformed> {
+    pub(super) fn decode(body: &[u8]) -> std::result::Result<Self, Malformed> {
         let mut c = Cursor::new(body);
         let mut out = Self::default();
         while !c.is_empty() {
@@ -223,14 +223,18 @@ pub(crate) fn put_header(out: &mut Vec<u8>) {
 
 /// Appends an edit; returns the chain after it.
 pub(crate) fn put_edit(out: &mut Vec<u8>, prev: Chain, edit: &Edit) -> Chain {
-    let body = edit.encode();
-    let hash = xxh3_128_with_seed(&body, body.len() as u64);
+    framed(out, prev, &edit.encode())
+}
+
+/// Appends an edit's body in its frame; returns the chain after it.
+pub(super) fn framed(out: &mut Vec<u8>, prev: Chain, body: &[u8]) -> Chain {
+    let hash = xxh3_128_with_seed(body, body.len() as u64);
     let chain = chain_after(prev, hash);
     out.extend_from_slice(&EDIT_MAGIC);
     out.extend_from_slice(&(body.len() as u32).to_le_bytes());
     out.extend_from_slice(&checksum(hash, chain).to_le_bytes());
     out.extend_from_slice(&chain.0);
-    out.extend_from_slice(&body);
+    out.extend_from_slice(body);
     chain
 }
 

@@ -19,11 +19,11 @@ const CURRENT_TMP: &str = "CURRENT.tmp";
 /// A manifest is rotated when it is longer than this and than four whole states.
 const ROTATE_BYTES: u64 = 64 * 1024;
 
-fn manifest_name(number: u64) -> String {
+pub(super) fn manifest_name(number: u64) -> String {
     format!("{number:016x}.manifest")
 }
 
-fn parse_manifest_name(name: &str) -> Option<u64> {
+pub(super) fn parse_manifest_name(name: &str) -> Option<u64> {
     let number = u64::from_str_radix(name.strip_suffix(".manifest")?, 16).ok()?;
     (manifest_name(number) == name).then_some(number)
 }

@@ -26,6 +26,8 @@ use crate::table::{parse_table_name, table_name};
 
 mod checkpoint;
 mod compaction;
+#[cfg(feature = "sim")]
+mod decoders;
 mod flush;
 mod manifest;
 mod manifest_file;
@@ -44,6 +46,8 @@ mod view;
 
 pub(crate) use checkpoint::manifest_of;
 pub use checkpoint::{Checkpoint, PinnedTables, install_manifest};
+#[cfg(feature = "sim")]
+pub(crate) use decoders::decoders;
 pub use manifest::{ManifestSummary, manifest_tables};
 pub use pressure::Cause;
 pub use read_only::ReadOnly;

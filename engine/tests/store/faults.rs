@@ -432,3 +432,75 @@ fn a_damaged_table_stops_the_reads_that_need_it_and_nothing_else() {
         assert!(get(key).unwrap(), "{key}");
     }
 }
+
+/// A failed sync is the end, also for writes that never asked for one: it was to make their table safe.
+#[test]
+fn a_failed_sync_ends_the_store_whatever_word_its_writes_had() {
+    let words = [Durability::Synced, Durability::Written, Durability::Buffered];
+    for (seed, word) in (0..30).map(|seed| (seed, words[seed as usize % 3])) {
+        let mut world = World::new(seed);
+        let write = |world: &mut World, word, k| world.act(&Act::Write(word, vec![(k, 150)], None));
+        (0..10).for_each(|k| write(&mut world, Durability::Synced, k).unwrap());
+        (10..20).for_each(|k| write(&mut world, word, k).unwrap());
+        world.fs.fail_next_sync();
+        let ended = match word {
+            Durability::Synced => write(&mut world, word, 20),
+            Durability::Written | Durability::Buffered => world.store().tree().flush_all(),
+        };
+        assert!(matches!(ended, Err(Error::Stopped(_))), "seed {seed}, {word:?}: {ended:?}");
+        assert!(!world.fatal.take().is_empty(), "the process is not told to end");
+        for again in words {
+            let refused = write(&mut world, again, 21);
+            assert!(matches!(refused, Err(Error::Stopped(_))), "seed {seed}, {again:?} goes on: {refused:?}");
+        }
+        // The cache may show what the disk has lost: it counts for nothing, now or after the power fails.
+        for power in [false, true] {
+            world.store = None;
+            if power {
+                world.fs.crash_losing_unsynced()
+            } else {
+                world.fs.kill()
+            }
+            let _ = world.fatal.take();
+            world.reopen();
+        }
+    }
+}
+
+/// Damage in front of the manifest's last edit is never taken for a torn end: the open names file and place, and
+/// changes nothing.
+#[test]
+fn damage_in_the_middle_of_the_manifest_is_refused_by_place() {
+    let mut world = filled(16);
+    for k in 0..6 {
+        put(&mut world, 6);
+        for act in [Act::Sync, Act::Commit, Act::Apply, Act::Freeze, Act::Maintain] {
+            world.act(&act).unwrap_or_else(|e| panic!("round {k}: {e}"));
+        }
+    }
+    world.store().close().unwrap();
+    world.store = None;
+    world.fs.kill();
+    let manifest = world.fs.files().into_iter().find(|p| p.extension().is_some_and(|e| e == "manifest")).unwrap();
+    let bytes = world.fs.read_all(&manifest).unwrap();
+    let edits: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at..].starts_with(b"MSed")).collect();
+    assert!(edits.len() > 3, "{edits:?}");
+    let contents = |world: &World| -> Vec<_> {
+        world.fs.files().into_iter().map(|p| (world.fs.read_all(&p).unwrap(), p)).collect()
+    };
+    let before = contents(&world);
+    for at in (0..*edits.last().unwrap() as u64).step_by(3) {
+        let bit = (at % 8) as u8;
+        world.fs.flip_bit(&manifest, at, bit).unwrap();
+        let opened = Store::open(world.env.clone(), Path::new(DIR), &Options::tiny());
+        let begins = edits.iter().rev().find(|e| **e as u64 <= at).map_or(0, |e| *e as u64);
+        let named = |path: &Path, offset: u64| path == manifest && (offset == begins || offset < at);
+        assert!(
+            matches!(&opened, Err(Error::Corruption { path, offset, .. }) if named(path, *offset)),
+            "a flip at {at}: {opened:?}"
+        );
+        world.fs.flip_bit(&manifest, at, bit).unwrap();
+        assert!(before == contents(&world), "the refusal of a flip at {at} changed something");
+    }
+    world.reopen();
+}

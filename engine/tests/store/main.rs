@@ -17,6 +17,7 @@ mod log_life;
 mod model;
 mod options;
 mod planted;
+mod reads;
 mod stall;
 mod submit;
 mod world;

@@ -3,21 +3,36 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use mainstay_engine::batch::{Batch, Keyspace, Op, ops};
+use mainstay_engine::batch::{Batch, Condition, Expect, Keyspace, Op, ops};
 use mainstay_engine::clock::SimClock;
 use mainstay_engine::env::SimFatal;
 use mainstay_engine::exec::Progress;
 use mainstay_engine::fs::sim::SimFs;
-use mainstay_engine::store::{Identity, Store};
-use mainstay_engine::tree::View;
+use mainstay_engine::store::{Durability, Identity, Store};
+use mainstay_engine::tree::ReadOnly;
 use mainstay_engine::value::Value;
 use mainstay_engine::{ClusterId, CommitTs, Env, Error, Lsn, Options, Result, TimelineId};
 
+use crate::reads::{Held, Read, read};
+
 pub(crate) const DIR: &str = "/data";
 
-/// Keys and values as a reader sees them.
-pub(crate) type State = BTreeMap<Vec<u8>, Vec<u8>>;
+/// Keys with version and value as a reader sees them.
+pub(crate) type State = BTreeMap<Vec<u8>, (Lsn, Vec<u8>)>;
+
+/// The kinds of condition.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Want {
+    Exists,
+    Absent,
+    Version,
+    Value,
+}
+
+/// A condition of a trace: on a key, and whether its right-hand side is what the model says or something else.
+pub(crate) type If = (Want, u8, bool);
 
 /// What a step of a trace does.
 #[derive(Clone, Debug)]
@@ -35,6 +50,52 @@ pub(crate) enum Act {
     /// Cuts this many uncommitted records.
     Cut(u8),
     Checkpoint,
+    /// An embedded write: commits itself, and everything before it.
+    Write(Durability, Vec<(u8, u16)>, Option<If>),
+    /// An append under a condition, which is judged with everything appended before it.
+    PutIf(Vec<(u8, u16)>, If),
+    /// One bounded piece of maintenance.
+    Step,
+    /// So many microseconds pass.
+    Pass(u16),
+    Read(Read),
+}
+
+impl Act {
+    fn name(&self) -> &'static str {
+        match self {
+            Act::Put(_) => "put",
+            Act::Delete(_) => "delete",
+            Act::DeleteRange(..) => "delete range",
+            Act::Expiring(..) => "expiring",
+            Act::Sync => "sync",
+            Act::Commit => "commit",
+            Act::Apply => "apply",
+            Act::Maintain => "maintain",
+            Act::Freeze => "freeze",
+            Act::Cut(_) => "cut",
+            Act::Checkpoint => "checkpoint",
+            Act::Write(Durability::Synced, ..) => "write synced",
+            Act::Write(Durability::Written, ..) => "write written",
+            Act::Write(Durability::Buffered, ..) => "write buffered",
+            Act::PutIf(..) => "put if",
+            Act::Step => "step",
+            Act::Pass(_) => "pass",
+            Act::Read(Read::Get(_)) => "get",
+            Act::Read(Read::MultiGet(_)) => "multi-get",
+            Act::Read(Read::Range { reverse: false, .. }) => "range",
+            Act::Read(Read::Range { reverse: true, .. }) => "range reverse",
+            Act::Read(Read::Prefix { reverse: false, .. }) => "prefix",
+            Act::Read(Read::Prefix { reverse: true, .. }) => "prefix reverse",
+            Act::Read(Read::AtLsn(_)) => "at LSN",
+            Act::Read(Read::AtTime(_)) => "at time",
+            Act::Read(Read::HoldScan { reverse: false, .. }) => "hold scan",
+            Act::Read(Read::HoldScan { reverse: true, .. }) => "hold scan reverse",
+            Act::Read(Read::FinishScan) => "finish scan",
+            Act::Read(Read::HoldView) => "hold view",
+            Act::Read(Read::CheckView) => "check view",
+        }
+    }
 }
 
 pub(crate) struct World {
@@ -42,14 +103,22 @@ pub(crate) struct World {
     pub(crate) env: Env,
     pub(crate) fatal: SimFatal,
     pub(crate) store: Option<Store>,
-    options: Options,
+    pub(crate) options: Options,
+    clock: Arc<SimClock>,
     /// Body and commit timestamp of record `i + 1`.
     pub(crate) records: Vec<(Vec<u8>, CommitTs)>,
     /// Acknowledged as durable: must survive anything.
     pub(crate) durable: usize,
+    /// Handed to the operating system: must survive a kill.
+    pub(crate) written: usize,
     /// Committed: must never be cut.
     pub(crate) committed: usize,
     checkpoints: u32,
+    /// The highest commit timestamp ever given.
+    pub(crate) newest_ts: CommitTs,
+    pub(crate) held: Held,
+    /// What was done, and what came of it.
+    pub(crate) counts: BTreeMap<&'static str, u64>,
 }
 
 pub(crate) fn key(k: u8) -> Vec<u8> {
@@ -80,34 +149,138 @@ impl World {
     pub(crate) fn without_store(seed: u64) -> Self {
         let fs = SimFs::new(seed);
         fs.prepare_dir(Path::new(DIR)).unwrap();
-        let (env, fatal) = Env::sim(Arc::clone(&fs), SimClock::new(CommitTs(1_000_000)), seed);
-        let options = Options::tiny();
-        Self { fs, env, fatal, store: None, options, records: vec![], durable: 0, committed: 0, checkpoints: 0 }
+        let clock = SimClock::new(CommitTs(1_000_000));
+        let (env, fatal) = Env::sim(Arc::clone(&fs), Arc::<SimClock>::clone(&clock), seed);
+        Self {
+            fs,
+            env,
+            fatal,
+            store: None,
+            options: Options::tiny(),
+            clock,
+            records: Vec::new(),
+            durable: 0,
+            written: 0,
+            committed: 0,
+            checkpoints: 0,
+            newest_ts: CommitTs(0),
+            held: Held::default(),
+            counts: BTreeMap::new(),
+        }
     }
 
     pub(crate) fn store(&self) -> &Store {
         self.store.as_ref().unwrap()
     }
 
+    pub(crate) fn count(&mut self, what: &'static str) {
+        *self.counts.entry(what).or_default() += 1;
+    }
+
     fn append(&mut self, batch: &Batch) -> Result<()> {
         let epoch = self.store().log().last().epoch;
-        let position = self.store().append(epoch, batch, &[])?;
-        assert_eq!(position.lsn, Lsn(self.records.len() as u64 + 1));
+        self.store().append(epoch, batch, &[])?;
+        self.note(batch);
+        Ok(())
+    }
+
+    /// Takes the record over that was just appended.
+    fn note(&mut self, batch: &Batch) {
+        let last = self.store().log().last();
+        assert_eq!(last.lsn, Lsn(self.records.len() as u64 + 1));
         let mut body = Vec::new();
         batch.encode(&mut body);
-        self.records.push((body, position.ts));
+        self.newest_ts = self.newest_ts.max(last.ts);
+        self.records.push((body, last.ts));
+    }
+
+    fn puts(pairs: &[(u8, u16)]) -> Result<Batch> {
+        let mut batch = Batch::new();
+        for (k, v) in pairs {
+            batch.put(&key(*k), &value(*k, *v))?;
+        }
+        Ok(batch)
+    }
+
+    /// The condition, and whether it holds behind everything appended.
+    fn condition(&mut self, (want, k, as_it_is): If) -> (Condition, bool) {
+        let key = key(k);
+        // The time that the next record gets at the earliest; a look at the clock moves it on by one.
+        let last = self.records.last().map_or(0, |r| r.1.0);
+        let now = CommitTs(self.env.clock.wall().0.saturating_add(1).max(last + 1));
+        let current = self.state(self.records.len(), now).remove(&key);
+        let known = current.is_some();
+        let (lsn, data) = current.unwrap_or_else(|| (Lsn(1), b"nothing".to_vec()));
+        let expect = match want {
+            Want::Exists => Expect::Exists,
+            Want::Absent => Expect::Absent,
+            Want::Version => Expect::Version(if as_it_is { lsn } else { lsn.next() }),
+            Want::Value => Expect::Value(if as_it_is { data } else { b"something else".to_vec() }),
+        };
+        let holds = match want {
+            Want::Exists => known,
+            Want::Absent => !known,
+            Want::Version | Want::Value => known && as_it_is,
+        };
+        self.count(match (want, holds) {
+            (Want::Exists, true) => "exists: held",
+            (Want::Exists, false) => "exists: refused",
+            (Want::Absent, true) => "absent: held",
+            (Want::Absent, false) => "absent: refused",
+            (Want::Version, true) => "version: held",
+            (Want::Version, false) => "version: refused",
+            (Want::Value, true) => "value: held",
+            (Want::Value, false) => "value: refused",
+        });
+        (Condition { keyspace: Keyspace::USER, key, expect }, holds)
+    }
+
+    /// `put` must refuse if the condition does not hold, and nothing else may have happened then.
+    fn under(
+        &mut self,
+        condition: Option<If>,
+        batch: &Batch,
+        put: impl FnOnce(&Store, &[Condition]) -> Result<()>,
+    ) -> Result<bool> {
+        let judged = condition.map(|c| self.condition(c));
+        let conditions: Vec<Condition> = judged.iter().map(|(c, _)| c.clone()).collect();
+        let holds = judged.is_none_or(|(_, holds)| holds);
+        let done = put(self.store(), &conditions);
+        let appended = self.store().log().last().lsn.0 as usize > self.records.len();
+        match done {
+            Err(Error::ConditionFailed(c)) => {
+                assert!(!holds && !appended, "refused by {c:?}, appended: {appended}");
+                Ok(false)
+            }
+            other => {
+                assert!(holds, "not refused by {conditions:?}");
+                if appended {
+                    self.note(batch);
+                }
+                other.map(|()| true)
+            }
+        }
+    }
+
+    fn write(&mut self, durability: Durability, pairs: &[(u8, u16)], condition: Option<If>) -> Result<()> {
+        let batch = Self::puts(pairs)?;
+        let done = self.under(condition, &batch, |s, c| s.write(&batch, c, durability).map(drop));
+        // Weaker writes commit what came before also when they are refused themselves.
+        self.committed = self.committed.max(self.store().committed().get().0 as usize);
+        if done? {
+            let all = self.records.len();
+            (self.committed, self.written) = (all, if durability == Durability::Buffered { self.written } else { all });
+            self.durable = if durability == Durability::Synced { all } else { self.durable };
+            assert_eq!(self.store().view().lsn(), Lsn(all as u64), "visible on return");
+        }
         Ok(())
     }
 
     pub(crate) fn act(&mut self, act: &Act) -> Result<()> {
+        self.count(act.name());
         let mut batch = Batch::new();
         match act {
-            Act::Put(pairs) => {
-                for (k, v) in pairs {
-                    batch.put(&key(*k), &value(*k, *v))?;
-                }
-                self.append(&batch)?;
-            }
+            Act::Put(pairs) => self.append(&Self::puts(pairs)?)?,
             Act::Delete(k) => {
                 batch.delete(&key(*k))?;
                 self.append(&batch)?;
@@ -130,17 +303,25 @@ impl World {
             Act::Sync => {
                 let all = self.records.len();
                 self.store().log().sync_to(Lsn(all as u64))?;
-                self.durable = all;
+                (self.durable, self.written) = (all, all);
             }
             Act::Commit => {
                 self.store().set_committed(Lsn(self.durable as u64));
-                self.committed = self.durable;
+                self.committed = self.committed.max(self.durable);
             }
             Act::Apply => self.store().apply_committed()?,
             Act::Maintain => while self.store().maintain_step()? == Progress::Worked {},
             Act::Freeze => self.store().tree().freeze(),
             Act::Cut(n) => self.cut(usize::from(*n))?,
             Act::Checkpoint => self.checkpoint()?,
+            Act::Write(durability, pairs, condition) => self.write(*durability, pairs, *condition)?,
+            Act::PutIf(pairs, condition) => {
+                let (batch, epoch) = (Self::puts(pairs)?, self.store().log().last().epoch);
+                self.under(Some(*condition), &batch, |s, c| s.append(epoch, &batch, c).map(drop))?;
+            }
+            Act::Step => drop(self.store().maintain_step()?),
+            Act::Pass(us) => self.clock.advance(Duration::from_micros(u64::from(*us))),
+            Act::Read(read) => self.read(read)?,
         }
         Ok(())
     }
@@ -152,12 +333,14 @@ impl World {
                 assert!(keep >= self.committed, "cut {keep} below the commit LSN {}", self.committed);
                 self.records.truncate(keep);
                 self.durable = self.durable.min(keep);
+                self.written = self.written.min(keep);
                 Ok(())
             }
             Err(Error::BelowCommit { .. }) if keep < self.committed => Ok(()),
             Err(e) => {
                 // Cut or not cut, either is legal from here on.
                 self.durable = self.durable.min(keep);
+                self.written = self.written.min(keep);
                 Err(e)
             }
         }
@@ -167,19 +350,31 @@ impl World {
         self.checkpoints += 1;
         let to = Path::new(DIR).join(format!("checkpoint-{}", self.checkpoints));
         let made = self.store().checkpoint(&to)?;
-        let tree = mainstay_engine::tree::Tree::open(self.env.clone(), &to, &self.options)?;
+        let tree = ReadOnly::open(self.env.clone(), &to, &self.options)?;
         let at = usize::try_from(made.position.lsn.0).unwrap();
+        assert_eq!(tree.position(), made.position);
         assert_eq!(read(&tree.view())?, self.at(at), "checkpoint at {at}");
+        let floor = usize::try_from(tree.history_floor().0).unwrap();
+        let older = floor + (at - floor) / 2;
+        assert_eq!(read(&tree.view_at(Lsn(older as u64))?)?, self.at(older), "checkpoint at {at}, as of {older}");
+        // What is in it was made durable first.
+        self.durable = self.durable.max(at);
+        self.written = self.written.max(at);
         Ok(())
     }
 
     /// The model's state after `n` records.
     pub(crate) fn at(&self, n: usize) -> State {
-        let mut state: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
-        for (body, _) in &self.records[..n] {
+        self.state(n, if n == 0 { CommitTs(0) } else { self.records[n - 1].1 })
+    }
+
+    /// The model's state after `n` records as a read at the commit time `now` sees it.
+    fn state(&self, n: usize, now: CommitTs) -> State {
+        let mut state = State::new();
+        for (lsn, (body, _)) in (1..).map(Lsn).zip(&self.records[..n]) {
             for op in ops(body) {
                 match op.unwrap() {
-                    Op::Put { key, envelope, .. } => drop(state.insert(key.to_vec(), envelope.to_vec())),
+                    Op::Put { key, envelope, .. } => drop(state.insert(key.to_vec(), (lsn, envelope.to_vec()))),
                     Op::Delete { key, .. } => drop(state.remove(key)),
                     Op::DeleteRange { start, end, .. } => {
                         state.retain(|k, _| k.as_slice() < start || (!end.is_empty() && k.as_slice() >= end));
@@ -187,9 +382,8 @@ impl World {
                 }
             }
         }
-        let now = if n == 0 { CommitTs(0) } else { self.records[n - 1].1 };
         let plain = |e: Vec<u8>| Value::decode(&e).ok().filter(|v| !v.expired_at(now)).map(|v| v.data.to_vec());
-        state.into_iter().filter_map(|(k, e)| plain(e).map(|v| (k, v))).collect()
+        state.into_iter().filter_map(|(k, (lsn, e))| plain(e).map(|v| (k, (lsn, v)))).collect()
     }
 
     /// What readers see must be the model's state at the applied LSN, which is committed [I2].
@@ -200,23 +394,29 @@ impl World {
         assert_eq!(read(&view).unwrap(), self.at(at), "visible state at LSN {at}");
     }
 
-    /// Opens the store after a crash or kill; the log must end at one legal LSN, and the state be
-    /// the model's there.
+    /// Opens the store after a crash; the log must end at one legal LSN, and the state be the model's there.
     pub(crate) fn reopen(&mut self) {
-        self.store = None;
+        self.reopen_with(self.durable);
+    }
+
+    /// As [`World::reopen`], when at least so many records must have survived.
+    pub(crate) fn reopen_with(&mut self, kept: usize) {
+        (self.store, self.held) = (None, Held::default());
         let store = match Store::open(self.env.clone(), Path::new(DIR), &self.options) {
             Ok(store) => store,
             Err(e) => panic!("the store does not open: {e}"),
         };
         let last = usize::try_from(store.log().last().lsn.0).unwrap();
         assert!(
-            (self.durable..=self.records.len()).contains(&last),
-            "recovered {last}, but {} was durable and {} appended",
-            self.durable,
+            (kept..=self.records.len()).contains(&last),
+            "recovered {last}, but {kept} must have survived and {} were appended",
             self.records.len()
         );
+        if last < self.records.len() {
+            self.count("lost a tail");
+        }
         self.records.truncate(last);
-        (self.durable, self.committed) = (last, last);
+        (self.durable, self.written, self.committed) = (last, last, last);
         store.set_committed(Lsn(last as u64));
         store.apply_committed().unwrap();
         self.store = Some(store);
@@ -233,22 +433,4 @@ impl World {
         let _ = self.fatal.take();
         self.reopen();
     }
-}
-
-pub(crate) fn read(view: &View) -> Result<State> {
-    let forward: Vec<(Vec<u8>, Vec<u8>)> = collect(view, false)?;
-    let mut backward = collect(view, true)?;
-    backward.reverse();
-    assert_eq!(forward, backward, "the two directions of a scan differ");
-    for (k, v) in &forward {
-        let found = view.get(Keyspace::USER, k)?.expect("a scanned key is found by get");
-        assert_eq!(Value::decode(&found.envelope)?.data, v);
-    }
-    Ok(forward.into_iter().collect())
-}
-
-fn collect(view: &View, reverse: bool) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
-    view.scan(Keyspace::USER, &[], &[], reverse)
-        .map(|e| e.and_then(|e| Ok((e.key.clone(), Value::decode(&e.envelope)?.data.to_vec()))))
-        .collect()
 }

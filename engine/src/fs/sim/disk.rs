@@ -43,6 +43,7 @@ pub(super) struct Disk {
     full: u64,
     short_reads: bool,
     direct: bool,
+    interruptions: bool,
     read_bytes: u64,
     written_bytes: u64,
     /// A planned crash has struck; nothing works before `crash` or `kill`.
@@ -63,6 +64,7 @@ impl Disk {
             full: 0,
             short_reads: false,
             direct: true,
+            interruptions: false,
             read_bytes: 0,
             written_bytes: 0,
             dark: false,
@@ -237,6 +239,9 @@ impl Disk {
 
     pub(super) fn read(&mut self, ino: Ino, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let dice = Dice::new(self.seed, "read", self.faults.count(), ino);
+        if self.interruptions && dice.below(3) == 0 {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
         let short = self.short_reads && buf.len() > 1 && dice.coin();
         let content = self.inode(ino)?.content.bytes();
         let Some(rest) = usize::try_from(offset).ok().and_then(|at| content.get(at..)) else { return Ok(0) };
@@ -353,6 +358,10 @@ impl Disk {
 
     pub(super) fn set_short_reads(&mut self, on: bool) {
         self.short_reads = on;
+    }
+
+    pub(super) fn set_interruptions(&mut self, on: bool) {
+        self.interruptions = on;
     }
 
     pub(super) fn transferred(&self) -> (u64, u64) {

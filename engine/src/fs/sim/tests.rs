@@ -8,7 +8,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::*;
-use crate::fs::{read_file, write_atomic};
+use crate::fs::{read_exact_at, read_file, write_atomic};
 
 const SEEDS: u64 = 200;
 
@@ -414,6 +414,19 @@ fn reads_may_be_short_but_never_empty() {
         create(fs, "f", &[9; 4]).read_at(&mut [0; 4], 0).unwrap()
     });
     assert_eq!(seen, BTreeSet::from([1, 2, 3, 4]));
+}
+
+#[test]
+fn reads_may_be_interrupted_and_come_through_when_made_again() {
+    let seen = outcomes(|fs, _| {
+        let f = create(fs, "f", &[9; 4]);
+        fs.set_interruptions(true);
+        let mut buf = [0; 4];
+        read_exact_at(&*f, &mut buf, 0).unwrap();
+        assert_eq!(buf, [9; 4]);
+        f.read_at(&mut buf, 0).map_err(|e| e.kind())
+    });
+    assert_eq!(seen, BTreeSet::from([Ok(4), Err(ErrorKind::Interrupted)]));
 }
 
 #[derive(Clone, Copy, Debug)]

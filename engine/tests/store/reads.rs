@@ -1,0 +1,243 @@
+//! Every way to read, beside the model: keys, ranges in both directions, positions in the past, and what stays open
+//! while the store goes on.
+//!
+//! Owns: reads and what is held. Never: changes of the store.
+
+use std::vec::IntoIter;
+
+use mainstay_engine::batch::Keyspace;
+use mainstay_engine::tree::{Scan, View};
+use mainstay_engine::value::Value;
+use mainstay_engine::{CommitTs, Error, Lsn, Result};
+
+use crate::world::{State, World, key};
+
+/// A read of a trace.
+#[derive(Clone, Debug)]
+pub(crate) enum Read {
+    Get(u8),
+    MultiGet(Vec<u8>),
+    /// From a key to another, in either order; a multiple of five is no bound.
+    Range {
+        from: u8,
+        to: u8,
+        reverse: bool,
+    },
+    Prefix {
+        of: u8,
+        reverse: bool,
+    },
+    /// Everything as it was at an LSN below the newest, or at a time.
+    AtLsn(u16),
+    AtTime(u16),
+    /// Opens a scan, reads a little, and leaves it open.
+    HoldScan {
+        reverse: bool,
+        taken: u8,
+    },
+    /// Reads what is left of a held scan.
+    FinishScan,
+    HoldView,
+    /// Reads a held view again, which must not have changed.
+    CheckView,
+}
+
+type Triple = (Vec<u8>, Lsn, Vec<u8>);
+
+/// What stays open while the store goes on.
+#[derive(Debug, Default)]
+pub(crate) struct Held {
+    scans: Vec<(Scan, IntoIter<Triple>)>,
+    views: Vec<(View, State)>,
+}
+
+/// Most that is held of a kind.
+const HELD_MAX: usize = 3;
+
+fn take(scan: &mut Scan, most: usize) -> Result<Vec<Triple>> {
+    let mut out = Vec::new();
+    while out.len() < most {
+        let Some(e) = scan.next_entry()? else { break };
+        out.push((e.key.to_vec(), e.lsn, Value::decode(e.envelope)?.data.to_vec()));
+    }
+    Ok(out)
+}
+
+fn triples<'a>(
+    state: impl DoubleEndedIterator<Item = (&'a Vec<u8>, &'a (Lsn, Vec<u8>))>,
+    reverse: bool,
+) -> Vec<Triple> {
+    let all = state.map(|(key, (lsn, data))| (key.clone(), *lsn, data.clone()));
+    if reverse { all.rev().collect() } else { all.collect() }
+}
+
+/// Everything in a view, read in all ways, which must agree.
+pub(crate) fn read(view: &View) -> Result<State> {
+    let forward = take(&mut view.scan(Keyspace::USER, b"", b"", false), usize::MAX)?;
+    let mut backward = take(&mut view.scan(Keyspace::USER, b"", b"", true), usize::MAX)?;
+    backward.reverse();
+    assert_eq!(forward, backward, "the two directions of a scan differ");
+    for (key, lsn, data) in &forward {
+        let found = view.get(Keyspace::USER, key)?.expect("a scanned key is found by get");
+        assert_eq!((Value::decode(&found.envelope)?.data, found.lsn), (data.as_slice(), *lsn));
+    }
+    Ok(forward.into_iter().map(|(key, lsn, data)| (key, (lsn, data))).collect())
+}
+
+impl World {
+    pub(crate) fn read(&mut self, read: &Read) -> Result<()> {
+        match read {
+            Read::Get(k) => self.get(&key(*k)),
+            Read::MultiGet(keys) => self.multi_get(&keys.iter().map(|k| key(*k)).collect::<Vec<_>>()),
+            Read::Range { from, to, reverse } => {
+                let bound = |k: u8| if k.is_multiple_of(5) { Vec::new() } else { key(k) };
+                self.range(&bound(*from), &bound(*to), *reverse)
+            }
+            Read::Prefix { of, reverse } => {
+                // The last digit is left to vary: its successor is the end.
+                let start = key(*of)[..6].to_vec();
+                let mut end = start.clone();
+                *end.last_mut().unwrap() += 1;
+                self.range(&start, &end, *reverse)
+            }
+            Read::AtLsn(n) => self.at_lsn(*n),
+            Read::AtTime(n) => self.at_time(*n),
+            Read::HoldScan { reverse, taken } => self.hold_scan(*reverse, usize::from(*taken)),
+            Read::FinishScan => self.finish_scan(),
+            Read::HoldView => {
+                let view = self.store().view();
+                let state = self.at(usize::try_from(view.lsn().0).unwrap());
+                self.held.views.push((view, state));
+                self.held.views.truncate(HELD_MAX);
+                Ok(())
+            }
+            Read::CheckView => self.check_held_view(),
+        }
+    }
+
+    fn now(&self) -> (View, State) {
+        let view = self.store().view();
+        let state = self.at(usize::try_from(view.lsn().0).unwrap());
+        (view, state)
+    }
+
+    fn get(&self, key: &[u8]) -> Result<()> {
+        let found = self.store().get(Keyspace::USER, key)?;
+        let found = found.map(|f| (f.lsn, Value::decode(&f.envelope).unwrap().data.to_vec()));
+        assert_eq!(found, self.now().1.remove(key), "get");
+        Ok(())
+    }
+
+    fn multi_get(&self, keys: &[Vec<u8>]) -> Result<()> {
+        let (view, state) = self.now();
+        let found = view.multi_get(Keyspace::USER, keys)?;
+        assert_eq!(found.len(), keys.len());
+        for (key, found) in keys.iter().zip(found) {
+            let found = found.map(|f| (f.lsn, Value::decode(&f.envelope).unwrap().data.to_vec()));
+            assert_eq!(found.as_ref(), state.get(key), "multi-get");
+        }
+        Ok(())
+    }
+
+    fn range(&self, start: &[u8], end: &[u8], reverse: bool) -> Result<()> {
+        let (view, state) = self.now();
+        let inside = |k: &Vec<u8>| k.as_slice() >= start && (end.is_empty() || k.as_slice() < end);
+        let expected = triples(state.iter().filter(|(k, _)| inside(k)), reverse);
+        let found = take(&mut view.scan(Keyspace::USER, start, end, reverse), usize::MAX)?;
+        assert_eq!(found, expected, "from {start:?} to {end:?}, reverse: {reverse}");
+        Ok(())
+    }
+
+    fn applied(&self) -> usize {
+        usize::try_from(self.store().view().lsn().0).unwrap()
+    }
+
+    /// Commit time of record `n`; 0 before the first.
+    fn time(&self, n: usize) -> CommitTs {
+        n.checked_sub(1).map_or(CommitTs(0), |at| self.records[at].1)
+    }
+
+    fn floor(&self) -> usize {
+        usize::try_from(self.store().tree().history_floor().0).unwrap()
+    }
+
+    fn at_lsn(&mut self, n: u16) -> Result<()> {
+        let n = usize::from(n) % (self.applied() + 1);
+        let gone = n < self.floor();
+        match self.store().view_at(Lsn(n as u64)) {
+            Ok(view) => {
+                assert!(!gone, "LSN {n} is below the history floor {}", self.floor());
+                assert_eq!(read(&view)?, self.at(n), "as of LSN {n}");
+                self.count(if n < self.applied() { "read at an older LSN" } else { "read at the newest LSN" });
+            }
+            Err(Error::HistoryGone { .. }) if gone => self.check_gone(n),
+            Err(e) => return Err(e),
+        }
+        let above = Lsn(self.applied() as u64 + 1);
+        assert!(matches!(self.store().view_at(above), Err(Error::NotApplied { .. })), "not applied yet");
+        Ok(())
+    }
+
+    /// At, just before and just after the commit time of a record.
+    fn at_time(&mut self, n: u16) -> Result<()> {
+        let time =
+            CommitTs((self.time(usize::from(n / 3) % (self.applied() + 1)).0 + u64::from(n % 3)).saturating_sub(1));
+        let n = (0..=self.applied()).rev().find(|n| self.time(*n) <= time).unwrap_or(0);
+        let gone = n < self.floor();
+        match self.store().view_at_time(time) {
+            Ok(view) => {
+                assert!(!gone, "{time} is before the history floor {}", self.floor());
+                assert_eq!(view.lsn(), Lsn(n as u64), "as of {time}");
+                assert_eq!(read(&view)?, self.at(n), "as of {time}");
+                self.count(if n < self.applied() { "read at an older time" } else { "read at the newest time" });
+                Ok(())
+            }
+            Err(Error::HistoryGone { .. }) if gone => {
+                self.check_gone(n);
+                Ok(())
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// What is refused must be older than the history window.
+    fn check_gone(&mut self, n: usize) {
+        let window = self.options.history_window_us;
+        let next = self.time(n + 1).0;
+        assert!(next + window <= self.newest_ts.0, "record {n} was the newest until {next}: within the history window");
+        self.count("history gone");
+    }
+
+    fn hold_scan(&mut self, reverse: bool, taken: usize) -> Result<()> {
+        if self.held.scans.len() == HELD_MAX {
+            return self.finish_scan();
+        }
+        let (view, state) = self.now();
+        let mut rest = triples(state.iter(), reverse);
+        let mut scan = view.scan(Keyspace::USER, b"", b"", reverse);
+        let taken = taken % (rest.len() + 1);
+        assert_eq!(take(&mut scan, taken)?, rest.drain(..taken).collect::<Vec<_>>(), "the beginning of a scan");
+        self.held.scans.push((scan, rest.into_iter()));
+        Ok(())
+    }
+
+    fn finish_scan(&mut self) -> Result<()> {
+        if self.held.scans.is_empty() {
+            return Ok(());
+        }
+        let (mut scan, rest) = self.held.scans.remove(0);
+        assert_eq!(take(&mut scan, usize::MAX)?, rest.collect::<Vec<_>>(), "the rest of a scan that was held open");
+        self.count("finished a held scan");
+        Ok(())
+    }
+
+    fn check_held_view(&mut self) -> Result<()> {
+        if self.held.views.is_empty() {
+            return Ok(());
+        }
+        let (view, then) = self.held.views.remove(0);
+        assert_eq!(read(&view)?, then, "a view changed under its reader");
+        self.count("checked a held view");
+        Ok(())
+    }
+}

@@ -1,0 +1,5 @@
+//! Fuzz target of the decoder `evidence`.
+
+#![no_main]
+
+mainstay_fuzz::target!("evidence");

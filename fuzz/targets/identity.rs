@@ -1,0 +1,5 @@
+//! Fuzz target of the decoder `identity`.
+
+#![no_main]
+
+mainstay_fuzz::target!("identity");

@@ -1,0 +1,5 @@
+//! Fuzz target of the decoder `log_segment_header`.
+
+#![no_main]
+
+mainstay_fuzz::target!("log_segment_header");

@@ -1,0 +1,5 @@
+//! Fuzz target of the decoder `timeline_start`.
+
+#![no_main]
+
+mainstay_fuzz::target!("timeline_start");

@@ -1,0 +1,5 @@
+//! Fuzz target of the decoder `value`.
+
+#![no_main]
+
+mainstay_fuzz::target!("value");
