@@ -27,6 +27,7 @@ use crate::watermark::Watermark;
 
 mod frame;
 mod gate;
+pub(crate) mod inspect;
 mod reader;
 mod recovery;
 mod segment;

@@ -35,7 +35,7 @@ use crate::lsn::{CommitTs, Epoch, Lsn, Position, TimelineId};
 use crate::tree::{Checkpoint, Found, Tree, View};
 use crate::watermark::Watermark;
 use evidence::Evidence;
-pub(crate) use evidence::forget as forget_evidence;
+pub(crate) use evidence::{forget as forget_evidence, look_at_evidence};
 
 /// How sure an embedded write is when the call returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

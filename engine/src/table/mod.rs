@@ -33,6 +33,7 @@ pub(crate) mod cursor;
 pub(crate) mod filter;
 pub(crate) mod format;
 mod index;
+pub(crate) mod inspect;
 pub(crate) mod reader;
 pub(crate) mod superseded;
 mod tally;

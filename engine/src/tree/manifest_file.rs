@@ -19,11 +19,11 @@ const CURRENT_TMP: &str = "CURRENT.tmp";
 /// A manifest is rotated when it is longer than this and than four whole states.
 const ROTATE_BYTES: u64 = 64 * 1024;
 
-fn manifest_name(number: u64) -> String {
+pub(super) fn manifest_name(number: u64) -> String {
     format!("{number:016x}.manifest")
 }
 
-fn parse_manifest_name(name: &str) -> Option<u64> {
+pub(super) fn parse_manifest_name(name: &str) -> Option<u64> {
     let number = u64::from_str_radix(name.strip_suffix(".manifest")?, 16).ok()?;
     (manifest_name(number) == name).then_some(number)
 }
@@ -146,7 +146,8 @@ impl Manifest {
     }
 }
 
-fn read_current(fs: &Arc<dyn Fs>, dir: &Path) -> Result<u64> {
+/// The number of the manifest that `CURRENT` names.
+pub(super) fn read_current(fs: &Arc<dyn Fs>, dir: &Path) -> Result<u64> {
     let path = dir.join(CURRENT);
     let bytes = read_file(&**fs, &path, 64).map_err(|e| match e.kind() {
         std::io::ErrorKind::NotFound => {

@@ -26,6 +26,7 @@ use crate::table::{parse_table_name, table_name};
 mod checkpoint;
 mod compaction;
 mod flush;
+pub(crate) mod inspect;
 mod manifest;
 mod manifest_file;
 mod memtable;

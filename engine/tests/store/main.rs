@@ -14,4 +14,5 @@ mod faults;
 mod model;
 mod planted;
 mod stall;
+mod sweep;
 mod world;
