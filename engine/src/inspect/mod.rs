@@ -13,6 +13,7 @@ mod tables;
 pub use finding::Finding;
 pub use log::{CheckedSegment, Known, LogCheck, check_log, check_segment};
 pub use state::{ManifestCheck, StateFiles, check_manifest, read_state, state_files};
+pub(crate) use tables::conclude;
 pub use tables::{TablesCheck, check_table, check_tables};
 
 pub use crate::log::inspect::{

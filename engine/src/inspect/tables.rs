@@ -49,7 +49,7 @@ pub fn check_table(fs: &Arc<dyn Fs>, path: &Path, expected: Option<&TableFile>) 
 }
 
 /// What a check that has come to its end found.
-fn conclude(check: TableCheck, path: &Path, expected: Option<&TableFile>) -> Result<Vec<Finding>> {
+pub(crate) fn conclude(check: TableCheck, path: &Path, expected: Option<&TableFile>) -> Result<Vec<Finding>> {
     match check.finish() {
         Err(found) => found.into_iter().map(|e| Finding::of(e, 0)).collect(),
         Ok(file) if expected.is_some_and(|e| *e != file) => {

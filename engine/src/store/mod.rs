@@ -9,6 +9,7 @@ mod evidence;
 mod identity;
 mod maintain;
 mod pace;
+mod scrub;
 mod stats;
 mod workers;
 mod write;
@@ -20,6 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 pub use identity::Identity;
 pub use pace::{StallStats, Stalls};
+pub use scrub::ScrubStats;
 pub use stats::StoreStats;
 pub use workers::Workers;
 pub use write::Written;
@@ -70,6 +72,7 @@ pub struct Store {
     wake_log: Wake,
     wake_apply: Wake,
     pace: pace::Pace,
+    scrub: scrub::Scrub,
     wake_flush: Wake,
     wake_compaction: Wake,
     wake_flusher: Wake,
@@ -169,6 +172,7 @@ impl Store {
             wake_log: Wake::new(),
             wake_apply: Wake::new(),
             pace: pace::Pace::default(),
+            scrub: scrub::Scrub::default(),
             wake_flush: Wake::new(),
             wake_compaction: Wake::new(),
             wake_flusher: Wake::new(),

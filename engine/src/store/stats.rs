@@ -4,6 +4,7 @@
 
 use super::Store;
 use super::pace::StallStats;
+use super::scrub::ScrubStats;
 use crate::log::LogStats;
 use crate::tree::TreeStats;
 
@@ -16,6 +17,8 @@ pub struct StoreStats {
     pub log: LogStats,
     /// Delays of writers, by cause.
     pub stalls: StallStats,
+    /// How far the scrub is.
+    pub scrub: ScrubStats,
 }
 
 impl StoreStats {
@@ -31,6 +34,11 @@ impl Store {
     /// Counts and sizes of log and tree, and why writers were held back.
     #[must_use]
     pub fn stats(&self) -> StoreStats {
-        StoreStats { tree: self.tree.stats(), log: self.log.stats(), stalls: self.pace.stats() }
+        StoreStats {
+            tree: self.tree.stats(),
+            log: self.log.stats(),
+            stalls: self.pace.stats(),
+            scrub: self.scrub_stats(),
+        }
     }
 }

@@ -35,6 +35,7 @@ mod pressure;
 mod published;
 mod range_index;
 mod read_only;
+mod scrub;
 mod stats;
 mod stop;
 #[cfg(test)]
@@ -46,6 +47,7 @@ pub use checkpoint::{Checkpoint, PinnedTables, install_manifest};
 pub use manifest::{ManifestSummary, manifest_tables};
 pub use pressure::Cause;
 pub use read_only::ReadOnly;
+pub(crate) use scrub::{Scrubbed, TableScrub};
 pub use stats::{LevelStats, TreeStats};
 pub use view::{Entry, Found, Scan, ScanEntry, View};
 

@@ -13,6 +13,7 @@ mod exhaustive;
 mod faults;
 mod model;
 mod planted;
+mod scrub;
 mod stall;
 mod sweep;
 mod world;

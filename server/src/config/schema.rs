@@ -67,6 +67,8 @@ pub const KEYS: &[Key] = &[
     key("storage.segment_bytes", Some("24MiB"), "size of a log segment, bytes"),
     key("storage.retained_log_bytes", Some("1GiB"), "log kept on disk for replicas, archive and watches, bytes"),
     key("storage.compaction_rate", Some("0"), "bytes a second that compaction goes through at most; 0 for no bound"),
+    key("storage.scrub_rate", Some("4MiB"), "bytes a second that the scrub reads, looking for damage; 0 for no scrub"),
+    key("storage.scrub_interval_s", Some("86400"), "time from the beginning of one scrub to that of the next, seconds"),
     key("storage.history_window_s", Some("600"), "how long superseded versions stay readable, seconds"),
 ];
 
