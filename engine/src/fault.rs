@@ -33,6 +33,8 @@ pub enum Bug {
     DropHidingDeletes,
     /// Leave one entry out of a compaction's output.
     LoseInCompaction,
+    /// Put a copy in a damaged table's place without reading it first.
+    RepairUnverified,
 }
 
 #[cfg(feature = "sim")]

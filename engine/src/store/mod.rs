@@ -9,6 +9,7 @@ mod evidence;
 mod identity;
 mod maintain;
 mod pace;
+mod repair;
 mod scrub;
 mod stats;
 mod workers;

@@ -128,6 +128,13 @@ impl Store {
         log.filter_map(|(_, found)| found.first().map(text)).collect()
     }
 
+    /// Forgets what was found in a file that was replaced. A check of the old one that is on its way ends without a
+    /// word, as the tree no longer reads from it.
+    pub(super) fn scrub_forgets(&self, path: &Path) {
+        let _pass = lock(&self.scrub.pass);
+        lock(&self.scrub.told).found.remove(path);
+    }
+
     /// A step; how many bytes it read, `None` when the pass is over.
     fn scrub_some(&self, bytes: u64) -> Option<u64> {
         let mut under_way = lock(&self.scrub.pass);

@@ -35,6 +35,7 @@ mod pressure;
 mod published;
 mod range_index;
 mod read_only;
+mod repair;
 mod scrub;
 mod stats;
 mod stop;
@@ -47,6 +48,7 @@ pub use checkpoint::{Checkpoint, PinnedTables, install_manifest};
 pub use manifest::{ManifestSummary, manifest_tables};
 pub use pressure::Cause;
 pub use read_only::ReadOnly;
+pub(crate) use repair::repair_closed;
 pub(crate) use scrub::{Scrubbed, TableScrub};
 pub use stats::{LevelStats, TreeStats};
 pub use view::{Entry, Found, Scan, ScanEntry, View};
@@ -169,6 +171,7 @@ impl Tree {
         let mut manifest = lock(&self.manifest);
         manifest.settle(&self.stop)?;
         remove_unnamed(&self.env, &self.tables_dir, manifest.state())?;
+        repair::remove_leftovers(&*self.env.fs, &self.tables_dir)?;
         manifest.remove_others()
     }
 

@@ -13,6 +13,7 @@ mod exhaustive;
 mod faults;
 mod model;
 mod planted;
+mod repair;
 mod scrub;
 mod stall;
 mod sweep;

@@ -35,6 +35,13 @@ pub(in crate::tree) struct Compacting {
 }
 
 impl Compacting {
+    /// Ends the running job if it reads this table.
+    pub(in crate::tree) fn drop_job_with(&mut self, id: u128) {
+        if self.job.as_ref().is_some_and(|j| j.inputs.iter().any(|t| t.id() == id)) {
+            self.job = None;
+        }
+    }
+
     /// A table that was damaged is whole again.
     pub(in crate::tree) fn forget(&mut self, id: u128) {
         self.damaged.remove(&id);
