@@ -39,6 +39,8 @@ pub enum Bug {
     LoseInCompaction,
     /// Write on until the operating system says that the disk is full.
     IgnoreReserve,
+    /// Put a copy in a damaged table's place without reading it first.
+    RepairUnverified,
 }
 
 #[cfg(feature = "sim")]

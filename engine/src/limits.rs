@@ -57,6 +57,10 @@ pub struct Options {
     /// Bytes of keys and values a second that merges go through at most, so that they leave the disk to others; 0
     /// for no bound. Where writers would have to wait for a merge, it does not count.
     pub compaction_bytes_per_second: u64,
+    /// Bytes a second that the background scrub reads; 0 for no scrub.
+    pub scrub_bytes_per_second: u64,
+    /// Time from the beginning of one pass of the scrub to that of the next, if it is over by then.
+    pub scrub_interval: std::time::Duration,
     /// Memory of the whole store, in bytes: memtables, log tail, indexes and filters of tables take what they
     /// need, an eighth is for work in progress, the block cache has the rest, at least an eighth. See [`Options::with_memory_limit`].
     pub memory_limit: u64,
@@ -75,6 +79,8 @@ const TAIL_PART: u64 = 24;
 /// allocator cannot use.
 const WORK_PART: u64 = 8;
 const MEMORY_LIMIT: u64 = 256 << 20;
+/// A pass of the scrub begins once a day.
+const SCRUB_INTERVAL: std::time::Duration = std::time::Duration::from_secs(86_400);
 const LEVEL0_TABLES: usize = 4;
 /// A merge of level 0 rewrites at most so many times its own size below.
 const BASE_FLUSHES: u64 = 5;
@@ -102,6 +108,8 @@ impl Options {
             level0_tables: LEVEL0_TABLES,
             level_base_bytes: Self::level_base_of(part(MEMTABLE_PART, 64 << 10, 128 << 20) as u64),
             compaction_bytes_per_second: 0,
+            scrub_bytes_per_second: 0,
+            scrub_interval: SCRUB_INTERVAL,
             memory_limit,
             history_window_us: 600 * 1_000_000,
             disk_reserve_bytes: part(MEMTABLE_PART, 1 << 20, 128 << 20) as u64,
@@ -142,6 +150,8 @@ impl Options {
             level0_tables: 2,
             level_base_bytes: 12 << 10,
             compaction_bytes_per_second: 0,
+            scrub_bytes_per_second: 0,
+            scrub_interval: SCRUB_INTERVAL,
             memory_limit: 96 << 10,
             history_window_us: 1_000,
             disk_reserve_bytes: 12 << 10,

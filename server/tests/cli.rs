@@ -77,6 +77,10 @@ const LEAVES: &[&[&str]] = &[
     &["config"],
     &["config", "print"],
     &["config", "check"],
+    &["inspect"],
+    &["inspect", "log"],
+    &["inspect", "table"],
+    &["inspect", "manifest"],
 ];
 
 #[test]

@@ -239,6 +239,45 @@ fn status_leads_with_what_would_be_lost() {
     check(&out, "promote", 1, &["is primary of epoch", "--node"]);
 }
 
+/// A byte of a table changes on the disk, and nobody reads it: the scrub finds it, `status` says so with file and place,
+/// and the node goes on.
+#[test]
+fn damage_that_nobody_reads_is_found_by_the_scrub_and_told_by_status() {
+    let mut one = One::start(&["--set", "storage.memtable_bytes=65536", "--set", "storage.scrub_interval_s=1"]);
+    let lines: Vec<u8> = (0..3000)
+        .flat_map(|n| format!("{{\"key\":\"k{n:05}\",\"value\":\"some value {n}\"}}\n").into_bytes())
+        .collect();
+    assert_eq!(one.fed(&["import", "-"], &lines).status.code(), Some(0));
+    assert_eq!(one.json(&["status"])["nodes"][0]["trouble"], "");
+    // Tables are flushed meanwhile; a stop leaves them alone.
+    let end = std::time::Instant::now() + support::PATIENCE;
+    while std::fs::read_dir(one.node.data.join("tables")).unwrap().count() < 2 {
+        assert!(std::time::Instant::now() < end, "no table was flushed");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    one.node.kill();
+    let table = std::fs::read_dir(one.node.data.join("tables")).unwrap().next().unwrap().unwrap().path();
+    let mut bytes = std::fs::read(&table).unwrap();
+    bytes[60] ^= 4;
+    std::fs::write(&table, bytes).unwrap();
+    one.node.start();
+    let told = loop {
+        let told: Value = serde_json::from_slice(&one.run(&["status", "-o", "json"]).stdout).unwrap();
+        if told["nodes"][0]["trouble"] != "" {
+            break told;
+        }
+        assert!(std::time::Instant::now() < end, "the scrub said nothing: {told}");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    };
+    let trouble = told["nodes"][0]["trouble"].as_str().unwrap();
+    for part in ["damage on this node's disk", table.to_str().unwrap(), "at offset 0", "seeded anew"] {
+        assert!(trouble.contains(part), "{part:?}: {trouble}");
+    }
+    assert_eq!(one.run(&["status"]).status.code(), Some(3));
+    one.ok(&["put", "still", "alive"]);
+    assert_eq!(one.ok_bytes(&["get", "still"]), b"alive");
+}
+
 #[test]
 fn a_backup_is_listed_and_restored_to_the_record_asked_for() {
     let mut one = One::with_repository();

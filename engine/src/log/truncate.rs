@@ -24,7 +24,7 @@ use crate::fs::{File, OpenMode};
 use crate::lsn::{Chain, CommitTs, Epoch, Lsn, Position};
 use crate::record::{Record, RecordError};
 
-const DIVERGED: &str = "diverged";
+pub(super) const DIVERGED: &str = "diverged";
 const TAIL_TMP: &str = "tail.tmp";
 pub(super) const INTENT: &str = "cut";
 const INTENT_MAGIC: [u8; 8] = *b"maincut\n";

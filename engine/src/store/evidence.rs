@@ -29,6 +29,22 @@ pub(crate) fn forget(env: &Env, dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The durable and the committed LSN in the file; `None` without one.
+///
+/// # Errors
+/// `Corruption` when it is damaged, which a store takes for no evidence; `Io`.
+pub(crate) fn look_at_evidence(files: &dyn fs::Fs, dir: &Path) -> Result<Option<(Lsn, Lsn)>> {
+    let path = dir.join(NAME);
+    match fs::read_file(files, &path, 4096) {
+        Ok(bytes) => match Evidence::decode(&bytes) {
+            Ok(e) => Ok(Some((e.durable, e.committed))),
+            Err(_) => Err(Error::corruption(&path, 0, None, "the evidence of what was durable is damaged")),
+        },
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::io("read", &path, e)),
+    }
+}
+
 /// LSNs known to be durable and committed on this node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Evidence {

@@ -80,8 +80,13 @@ impl Identity {
     /// # Errors
     /// Another program's or a newer format's directory, damage, or the operating system's.
     pub fn read(env: &Env, dir: &Path) -> Result<Option<Self>> {
+        Self::read_from(&*env.fs, dir)
+    }
+
+    /// [`Identity::read`] for who has no environment.
+    pub(crate) fn read_from(files: &dyn fs::Fs, dir: &Path) -> Result<Option<Self>> {
         let path = dir.join(NAME);
-        match fs::read_file(&*env.fs, &path, 4096) {
+        match fs::read_file(files, &path, 4096) {
             Ok(bytes) => Self::decode(&path, &bytes).map(Some),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(Error::io("read", &path, e)),

@@ -71,10 +71,11 @@ impl Store {
         Ok(progress)
     }
 
-    /// Tables that compaction found to be damaged. It leaves them alone then: reads that need the damaged part
-    /// fail, all others and all writes go on.
+    /// What compaction and the scrub found to be damaged. Compaction leaves such tables alone: reads that need the
+    /// damaged part fail, all others and all writes go on. A damaged segment of the log fails who reads that far back,
+    /// and the next start as long as it needs the segment.
     #[must_use]
     pub fn damage(&self) -> Vec<String> {
-        self.tree.damage()
+        self.tree.damage().into_iter().chain(self.damaged_log()).collect()
     }
 }

@@ -11,7 +11,9 @@ mod evidence;
 mod identity;
 mod maintain;
 mod pace;
+mod repair;
 mod room;
+mod scrub;
 mod stats;
 mod submit;
 mod workers;
@@ -26,6 +28,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub(crate) use decoders::decoders;
 pub use identity::Identity;
 pub use pace::{StallStats, Stalls};
+pub use scrub::ScrubStats;
 pub use stats::StoreStats;
 pub use submit::Completion;
 pub use workers::Workers;
@@ -43,7 +46,7 @@ use crate::space::Space;
 use crate::tree::{Checkpoint, Found, Tree, View};
 use crate::watermark::Watermark;
 use evidence::Evidence;
-pub(crate) use evidence::forget as forget_evidence;
+pub(crate) use evidence::{forget as forget_evidence, look_at_evidence};
 
 /// How sure an embedded write is when the call returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +82,7 @@ pub struct Store {
     wake_apply: Wake,
     pace: pace::Pace,
     space: Arc<Space>,
+    scrub: scrub::Scrub,
     wake_flush: Wake,
     wake_compaction: Wake,
     wake_flusher: Wake,
@@ -186,6 +190,7 @@ impl Store {
             wake_apply: Wake::new(),
             pace: pace::Pace::default(),
             space: Arc::new(Space::new(&env.fs, dir, options)),
+            scrub: scrub::Scrub::default(),
             wake_flush: Wake::new(),
             wake_compaction: Wake::new(),
             wake_flusher: Wake::new(),

@@ -4,6 +4,7 @@
 
 use super::Store;
 use super::pace::StallStats;
+use super::scrub::ScrubStats;
 use crate::log::LogStats;
 use crate::space::SpaceStats;
 use crate::tree::TreeStats;
@@ -19,6 +20,8 @@ pub struct StoreStats {
     pub stalls: StallStats,
     /// Room on the disk, and what waits for some.
     pub space: SpaceStats,
+    /// How far the scrub is.
+    pub scrub: ScrubStats,
 }
 
 impl StoreStats {
@@ -38,7 +41,12 @@ impl Store {
     /// Counts and sizes of log and tree, and why writers were held back.
     #[must_use]
     pub fn stats(&self) -> StoreStats {
-        let (tree, log, stalls) = (self.tree.stats(), self.log.stats(), self.pace.stats());
-        StoreStats { tree, log, stalls, space: self.space() }
+        StoreStats {
+            tree: self.tree.stats(),
+            log: self.log.stats(),
+            stalls: self.pace.stats(),
+            space: self.space(),
+            scrub: self.scrub_stats(),
+        }
     }
 }

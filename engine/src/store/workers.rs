@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Store;
+use super::scrub::Scrubber;
 use crate::error::{Error, Result};
 use crate::exec::{Progress, Wake, Worker, WorkerThread};
 
@@ -29,14 +30,14 @@ impl Store {
         };
         self.pace.turn_on();
         self.log.rouse_preparer(&self.wake_flush);
-        Ok(Workers {
-            _threads: vec![
-                spawn("log-writer", &self.wake_log, log_step, None)?,
-                spawn("applier", &self.wake_apply, apply_step, None)?,
-                spawn("flush", &self.wake_flush, tend_step, Some(PAUSE))?,
-                self.spawn_compaction()?,
-            ],
-        })
+        let mut threads = vec![
+            spawn("log-writer", &self.wake_log, log_step, None)?,
+            spawn("applier", &self.wake_apply, apply_step, None)?,
+            spawn("flush", &self.wake_flush, tend_step, Some(PAUSE))?,
+            self.spawn_compaction()?,
+        ];
+        threads.extend(self.spawn_scrub()?);
+        Ok(Workers { _threads: threads })
     }
 
     /// Starts the background threads of an embedded store: flush and compaction, the one that hands buffered
@@ -50,14 +51,14 @@ impl Store {
         let flush = StoreWorker { store: Arc::clone(self), step: tend_step, pause: Some(PAUSE) };
         let flusher = LogFlusher { store: Arc::clone(self), waited: false };
         self.pace.turn_on();
-        Ok(Workers {
-            _threads: vec![
-                WorkerThread::spawn("flush", self.wake_flush.clone(), flush).map_err(failed)?,
-                self.spawn_compaction()?,
-                WorkerThread::spawn("log-flusher", self.wake_flusher.clone(), flusher).map_err(failed)?,
-                WorkerThread::spawn("log-writer", self.wake_completer.clone(), self.completer()).map_err(failed)?,
-            ],
-        })
+        let mut threads = vec![
+            WorkerThread::spawn("flush", self.wake_flush.clone(), flush).map_err(failed)?,
+            self.spawn_compaction()?,
+            WorkerThread::spawn("log-flusher", self.wake_flusher.clone(), flusher).map_err(failed)?,
+            WorkerThread::spawn("log-writer", self.wake_completer.clone(), self.completer()).map_err(failed)?,
+        ];
+        threads.extend(self.spawn_scrub()?);
+        Ok(Workers { _threads: threads })
     }
 }
 
@@ -67,6 +68,13 @@ impl Store {
         let worker = Compaction { store: Arc::clone(self), flushes: 0, quiet_since: now, not_before: now };
         WorkerThread::spawn("compaction", self.wake_compaction.clone(), worker)
             .map_err(|e| Error::io("start a thread for", &self.dir, e))
+    }
+
+    /// The scrub's thread, if the options ask for one.
+    fn spawn_scrub(self: &Arc<Self>) -> Result<Option<WorkerThread>> {
+        let spawn = |worker| WorkerThread::spawn("scrub", Wake::new(), worker);
+        let thread = Scrubber::new(self).map(spawn).transpose();
+        thread.map_err(|e| Error::io("start a thread for", &self.dir, e))
     }
 
     /// After an error in the background: how to go on.

@@ -35,6 +35,7 @@ mod decoders;
 pub(crate) mod filter;
 pub(crate) mod format;
 mod index;
+pub(crate) mod inspect;
 pub(crate) mod reader;
 pub(crate) mod superseded;
 mod tally;

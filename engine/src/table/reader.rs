@@ -266,6 +266,11 @@ impl Table {
         Ok(Some((bytes, first.offset)))
     }
 
+    /// Bytes of the file, unchecked.
+    pub(super) fn read_raw(&self, at: Place) -> Result<Vec<u8>> {
+        self.raw().read(at)
+    }
+
     /// A data block out of bytes that [`Table::read_run`] gave.
     pub(super) fn block_in(&self, place: Place, run: &[u8], run_at: u64) -> Result<Arc<Block>> {
         let damaged = |m: Malformed| self.damaged(place.offset, m);

@@ -23,10 +23,10 @@ use super::version::HISTORY;
 
 /// Format version this program writes and the newest it reads.
 pub(crate) const VERSION: u32 = 2;
+pub(super) const FRAME_BYTES: usize = 32;
 const MAGIC: u64 = u64::from_le_bytes(*b"MSMANIF\x01");
 const EDIT_MAGIC: [u8; 4] = *b"MSed";
 const HEADER_BYTES: usize = 24;
-const FRAME_BYTES: usize = 32;
 /// Largest manifest file in bytes: half a million tables.
 pub(crate) const MANIFEST_BYTES_MAX: u64 = 64 << 20;
 
@@ -254,7 +254,7 @@ fn take_edit<'a>(c: &mut Cursor<'a>) -> std::result::Result<(&'a [u8], u128, Cha
 }
 
 /// A manifest file that was read.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Replayed {
     pub(crate) state: State,
     pub(crate) chain: Chain,
@@ -267,9 +267,20 @@ pub(crate) struct Replayed {
 /// was never acknowledged and is left out; damage before a whole edit, or to the header or the
 /// state (synced before `CURRENT` named the file), is corruption \[I4\].
 pub(crate) fn replay(path: &Path, bytes: &[u8]) -> Result<Replayed> {
+    let mut out = Replayed::default();
+    replay_into(&mut out, path, bytes, |_, _, _| ())?;
+    Ok(out)
+}
+
+/// [`replay`] that shows each edit with its place and leaves in `out` what held before an error.
+pub(super) fn replay_into(
+    out: &mut Replayed,
+    path: &Path,
+    bytes: &[u8],
+    mut see: impl FnMut(u64, &Edit, &[u8]),
+) -> Result<()> {
     let damaged = |at: usize, m: Malformed| Error::corruption(path, at as u64, None, m.0);
     check_header(path, bytes)?;
-    let mut out = Replayed { state: State::default(), chain: Chain::default(), len: 0, state_bytes: 0 };
     let mut at = HEADER_BYTES;
     while let Some(rest) = bytes.get(at..).filter(|r| !r.is_empty() || out.len == 0) {
         let mut c = Cursor::new(rest);
@@ -283,6 +294,7 @@ pub(crate) fn replay(path: &Path, bytes: &[u8]) -> Result<Replayed> {
         }
         let edit = Edit::decode(body).map_err(|m| damaged(at, m))?;
         out.state.apply(&edit).map_err(|m| damaged(at, m))?;
+        see(at as u64, &edit, body);
         out.chain = chain;
         at += FRAME_BYTES + body.len();
         if out.len == 0 {
@@ -290,7 +302,7 @@ pub(crate) fn replay(path: &Path, bytes: &[u8]) -> Result<Replayed> {
         }
         out.len = at as u64;
     }
-    Ok(out)
+    Ok(())
 }
 
 fn check_header(path: &Path, bytes: &[u8]) -> Result<()> {

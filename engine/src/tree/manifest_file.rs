@@ -146,7 +146,8 @@ impl Manifest {
     }
 }
 
-fn read_current(fs: &Arc<dyn Fs>, dir: &Path) -> Result<u64> {
+/// The number of the manifest that `CURRENT` names.
+pub(super) fn read_current(fs: &Arc<dyn Fs>, dir: &Path) -> Result<u64> {
     let path = dir.join(CURRENT);
     let bytes = read_file(&**fs, &path, 64).map_err(|e| match e.kind() {
         std::io::ErrorKind::NotFound => {

@@ -29,6 +29,7 @@ mod compaction;
 #[cfg(feature = "sim")]
 mod decoders;
 mod flush;
+pub(crate) mod inspect;
 mod manifest;
 mod manifest_file;
 mod memtable;
@@ -37,6 +38,8 @@ mod pressure;
 mod published;
 mod range_index;
 mod read_only;
+mod repair;
+mod scrub;
 mod stats;
 mod stop;
 #[cfg(test)]
@@ -51,6 +54,8 @@ pub(crate) use decoders::decoders;
 pub use manifest::{ManifestSummary, manifest_tables};
 pub use pressure::Cause;
 pub use read_only::ReadOnly;
+pub(crate) use repair::repair_closed;
+pub(crate) use scrub::{Scrubbed, TableScrub};
 pub use stats::{DroppedStats, HeldStats, LevelStats, TreeStats};
 pub use view::{Entry, Found, Scan, ScanEntry, View};
 
@@ -173,6 +178,7 @@ impl Tree {
         let mut manifest = lock(&self.manifest);
         manifest.settle(&self.stop)?;
         remove_unnamed(&self.env, &self.tables_dir, manifest.state())?;
+        repair::remove_leftovers(&*self.env.fs, &self.tables_dir)?;
         manifest.remove_others()
     }
 

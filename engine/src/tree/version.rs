@@ -99,6 +99,12 @@ impl Version {
         }
     }
 
+    /// Puts another handle of the same table in its place.
+    pub(crate) fn replace_table(&mut self, table: &Arc<Table>) {
+        let all = self.levels.iter_mut().flatten().chain(&mut self.history);
+        all.filter(|t| t.id() == table.id()).for_each(|t| *t = Arc::clone(table));
+    }
+
     /// The highest LSN, at most `lsn`, of a range delete that covers `key`; `ZERO` without one. Range deletes
     /// are not confined to the keys of their table, so all are asked.
     pub(crate) fn covering(&self, key: &[u8], lsn: Lsn) -> Lsn {

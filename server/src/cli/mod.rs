@@ -12,6 +12,7 @@ mod export;
 mod failure;
 mod get;
 mod import;
+mod inspect;
 pub(crate) mod output;
 mod progress;
 mod put;
@@ -104,6 +105,9 @@ pub enum Command {
     /// Show and check the configuration
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// Look into log, tables and manifest of a data directory, and find damage
+    #[command(subcommand)]
+    Inspect(inspect::InspectCommand),
 }
 
 /// Parses the command line, runs it, reports what went wrong.
@@ -157,6 +161,7 @@ async fn other(global: &Global, command: Command) -> anyhow::Result<Exit> {
         Command::Restore(args) => restore::run(global, args).await,
         Command::Cluster(command) => cluster::run(global, command).await,
         Command::Config(command) => config::run(global, command),
+        Command::Inspect(command) => inspect::run(global, command),
         Command::Drill(command) => crate::drill::run(global.output, command).await,
     }
 }

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use mainstay_engine::limits::{BATCH_BYTES_MAX, Options, SEGMENT_BYTES_MAX};
 use mainstay_replication::rule::{Mode, NodeId, Rule};
@@ -45,6 +46,10 @@ pub struct Config {
     pub memtable_bytes: u64,
     /// Bytes a second that compaction goes through at most; 0 for no bound.
     pub compaction_rate: u64,
+    /// Bytes a second that the scrub reads; 0 for no scrub.
+    pub scrub_rate: u64,
+    /// Time from the beginning of one scrub to that of the next, in seconds.
+    pub scrub_interval_s: u64,
     /// Size of a log segment, in bytes.
     pub segment_bytes: u64,
     /// Log kept on disk for slots, in bytes.
@@ -113,6 +118,8 @@ impl Config {
             memory_limit,
             memtable_bytes,
             compaction_rate: bytes(l, "storage.compaction_rate", 0..=1024 * GIB)?,
+            scrub_rate: bytes(l, "storage.scrub_rate", 0..=1024 * GIB)?,
+            scrub_interval_s: number(l, "storage.scrub_interval_s", 1..=366 * 86_400)?,
             segment_bytes: bytes(l, "storage.segment_bytes", segment_min..=SEGMENT_BYTES_MAX)?,
             retained_log_bytes: bytes(l, "storage.retained_log_bytes", 0..=1024 * 1024 * GIB)?,
             disk_reserve,
@@ -168,6 +175,8 @@ impl Config {
             memtable_bytes: size(self.memtable_bytes),
             level_base_bytes: Options::level_base_of(self.memtable_bytes),
             compaction_bytes_per_second: self.compaction_rate,
+            scrub_bytes_per_second: self.scrub_rate,
+            scrub_interval: Duration::from_secs(self.scrub_interval_s),
             history_window_us: self.history_window_s * 1_000_000,
             disk_reserve_bytes: self.disk_reserve,
             ..Options::with_memory_limit(self.memory_limit)
@@ -194,6 +203,8 @@ impl Config {
             "archive.object_bytes" => self.archive_object_bytes.to_string(),
             "storage.memtable_bytes" => self.memtable_bytes.to_string(),
             "storage.compaction_rate" => self.compaction_rate.to_string(),
+            "storage.scrub_rate" => self.scrub_rate.to_string(),
+            "storage.scrub_interval_s" => self.scrub_interval_s.to_string(),
             "storage.segment_bytes" => self.segment_bytes.to_string(),
             "storage.memory_limit" => self.memory_limit.to_string(),
             "storage.retained_log_bytes" => self.retained_log_bytes.to_string(),

@@ -72,6 +72,8 @@ pub const KEYS: &[Key] = &[
         None,
         "bytes kept free on the disk: below, nothing is written but what gives room back; default 1/12 of the limit",
     ),
+    key("storage.scrub_rate", Some("4MiB"), "bytes a second that the scrub reads, looking for damage; 0 for no scrub"),
+    key("storage.scrub_interval_s", Some("86400"), "time from the beginning of one scrub to that of the next, seconds"),
     key("storage.history_window_s", Some("600"), "how long superseded versions stay readable, seconds"),
 ];
 

@@ -52,9 +52,8 @@ pub fn report(service: &Service, archive: &Archive, peers: &BTreeMap<u64, String
         out.applied_lsn = store.applied().get().0;
         out.archived_lsn = service.archived().get().0;
         unarchived = oldest_unarchived(store, service.archived().get(), failing);
-        if let Some(damage) = store.damage().into_iter().next().filter(|_| out.trouble.is_empty()) {
-            out.trouble =
-                format!("reads of some keys fail: {damage}; let this node be seeded anew, into an empty directory");
+        if out.trouble.is_empty() {
+            out.trouble = damage(&store.damage()).unwrap_or_default();
         }
         if let Some(little) = store.space().trouble().filter(|_| out.trouble.is_empty()) {
             out.trouble = little;
@@ -85,6 +84,16 @@ pub fn report(service: &Service, archive: &Archive, peers: &BTreeMap<u64, String
         no_base: leads && archive.has_no_base(),
     });
     out
+}
+
+/// What compaction and the scrub found, in one sentence.
+fn damage(all: &[String]) -> Option<String> {
+    let first = all.first()?;
+    let more = if all.len() > 1 { format!(" (and {} more files)", all.len() - 1) } else { String::new() };
+    Some(format!(
+        "damage on this node's disk: {first}{more}; reads that need the place fail; let this node be seeded anew, into \
+         an empty directory"
+    ))
 }
 
 /// Commit timestamp of the oldest committed record that is not known to be archived, as the log has

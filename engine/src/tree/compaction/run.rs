@@ -35,6 +35,20 @@ pub(in crate::tree) struct Compacting {
     damaged: BTreeMap<u128, String>,
 }
 
+impl Compacting {
+    /// Ends the running job if it reads this table.
+    pub(in crate::tree) fn drop_job_with(&mut self, id: u128) {
+        if self.job.as_ref().is_some_and(|j| j.inputs.iter().any(|t| t.id() == id)) {
+            self.job = None;
+        }
+    }
+
+    /// A table that was damaged is whole again.
+    pub(in crate::tree) fn forget(&mut self, id: u128) {
+        self.damaged.remove(&id);
+    }
+}
+
 impl Tree {
     /// Does one bounded piece of the compaction that is due, about a megabyte; `Idle` when nothing is, or when it
     /// waits for room on the disk.
@@ -123,6 +137,26 @@ impl Tree {
         lock(&self.compacting).damaged.values().cloned().collect()
     }
 
+    /// Lets compaction leave a table alone of which others found that it is damaged.
+    pub(crate) fn note_damage(&self, id: u128, what: String) {
+        if lock(&self.compacting).damaged.insert(id, what).is_none() {
+            self.counters.damaged.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A table was read whole: what was said of it before does not hold.
+    pub(crate) fn forget_damage(&self, id: u128) {
+        // Mostly none was ever found: then there is nothing to wait for a merge's step for.
+        if self.counters.damaged.load(Ordering::Relaxed) > 0 {
+            lock(&self.compacting).forget(id);
+        }
+    }
+
+    /// Bytes a second that a scrub may read, and the time from the beginning of one pass to that of the next.
+    pub(crate) const fn scrub_options(&self) -> (u64, std::time::Duration) {
+        (self.options.scrub_bytes_per_second, self.options.scrub_interval)
+    }
+
     fn rules(&self, state: &mut Compacting, version: &Version, idle: bool) -> Result<Rules> {
         Ok(Rules {
             level0_tables: self.options.level0_tables,
@@ -144,7 +178,11 @@ impl Tree {
                 match table.lsn_at(old_enough) {
                     Ok(found) => floor = found.map_or(floor, |t| floor.max(t)),
                     // Without its times the floor stays lower, which is safe.
-                    Err(e @ Error::Corruption { .. }) => drop(state.damaged.insert(table.id(), e.to_string())),
+                    Err(e @ Error::Corruption { .. }) => {
+                        if state.damaged.insert(table.id(), e.to_string()).is_none() {
+                            self.counters.damaged.fetch_add(1, Ordering::Relaxed);
+                        }
+                    }
                     Err(e) => return Err(e),
                 }
             }

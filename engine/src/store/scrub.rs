@@ -1,0 +1,324 @@
+//! The scrub: reads everything that is at rest, in small steps, and says what is no longer as it was written.
+//!
+//! A pass goes through all tables and all sealed log segments that there are when it begins. It holds no lock that
+//! a writer, a flush or a compaction would wait for, and nothing of what it reads stays in a cache of the store.
+//! Damage is told ([`Store::scrub_findings`], [`Store::damage`]), compaction leaves the table alone, and the store
+//! goes on. Owns: the pass, the pace of its worker. Never: repair, and never the end of the process.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::Store;
+use crate::error::Error;
+use crate::exec::{Progress, Worker};
+use crate::inspect::Finding;
+use crate::log::SegmentScrub;
+use crate::lsn::{CommitTs, Lsn};
+use crate::tree::{Scrubbed, TableScrub};
+
+/// Read in one step of the worker at most, in bytes.
+const STEP_BYTES: u64 = 1 << 20;
+/// The worker reads so often a second, so that a low rate does not mean long pauses between large reads.
+const STEPS_A_SECOND: u64 = 8;
+/// Damaged files that are remembered: more of them say nothing new.
+const FILES_MAX: usize = 1024;
+/// A store that was just opened has other things to do.
+const FIRST_AFTER: Duration = Duration::from_secs(60);
+
+/// How far the scrub is. Counters begin at zero when the store is opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ScrubStats {
+    /// Whether a pass is on its way.
+    pub running: bool,
+    /// Files of the present or last pass that were read whole, and those that went meanwhile.
+    pub files_done: u64,
+    /// Files of that pass.
+    pub files_total: u64,
+    /// Bytes of the files done, and of the present one so far.
+    pub bytes_done: u64,
+    /// Bytes of all files of the pass.
+    pub bytes_total: u64,
+    /// Passes that came to their end.
+    pub passes: u64,
+    /// When the last one did, by the wall clock; zero before the first.
+    pub last_pass_at: CommitTs,
+    /// The durable LSN when the last one began.
+    pub last_pass_lsn: Lsn,
+    /// Files found damaged and not seen whole, repaired or gone since.
+    pub damaged_files: u64,
+}
+
+#[derive(Debug)]
+enum Item {
+    Table(Box<TableScrub>),
+    Segment(Box<SegmentScrub>),
+}
+
+impl Item {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Table(t) => t.path(),
+            Self::Segment(s) => s.path(),
+        }
+    }
+
+    const fn bytes(&self) -> u64 {
+        match self {
+            Self::Table(t) => t.bytes(),
+            Self::Segment(s) => s.bytes(),
+        }
+    }
+}
+
+/// A pass on its way.
+#[derive(Debug)]
+struct Pass {
+    left: VecDeque<Item>,
+    lsn: Lsn,
+    /// Read of the first of `left`.
+    read: u64,
+    bytes_before: u64,
+}
+
+/// What the store keeps of its scrub.
+#[derive(Debug, Default)]
+pub(super) struct Scrub {
+    /// Held throughout a step, so while the disk is read.
+    pass: Mutex<Option<Pass>>,
+    /// Held for a moment only: who asks does not wait for the disk.
+    told: Mutex<Told>,
+}
+
+#[derive(Debug, Default)]
+struct Told {
+    stats: ScrubStats,
+    found: BTreeMap<PathBuf, Vec<Finding>>,
+}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Store {
+    /// Reads about `bytes` more of the pass under way, at least a block; begins one if there is none. `Idle` when a
+    /// pass has come to its end: the next call begins another one.
+    pub fn scrub_step(&self, bytes: u64) -> Progress {
+        self.scrub_some(bytes).map_or(Progress::Idle, |_| Progress::Worked)
+    }
+
+    /// How far the scrub is.
+    #[must_use]
+    pub fn scrub_stats(&self) -> ScrubStats {
+        let told = lock(&self.scrub.told);
+        ScrubStats { damaged_files: told.found.len() as u64, ..told.stats }
+    }
+
+    /// What the scrub found that was not seen whole, repaired or gone since, by file.
+    #[must_use]
+    pub fn scrub_findings(&self) -> Vec<Finding> {
+        lock(&self.scrub.told).found.values().flatten().cloned().collect()
+    }
+
+    /// Damage of files of the log, as text.
+    pub(super) fn damaged_log(&self) -> Vec<String> {
+        let told = lock(&self.scrub.told);
+        let log = told.found.iter().filter(|(path, _)| path.extension().is_some_and(|e| e == "log"));
+        log.filter_map(|(_, found)| found.first().map(text)).collect()
+    }
+
+    /// Forgets what was found in a file that was replaced. A check of the old one that is on its way ends without a
+    /// word, as the tree no longer reads from it.
+    pub(super) fn scrub_forgets(&self, path: &Path) {
+        let _pass = lock(&self.scrub.pass);
+        lock(&self.scrub.told).found.remove(path);
+    }
+
+    /// A step; how many bytes it read, `None` when the pass is over.
+    fn scrub_some(&self, bytes: u64) -> Option<u64> {
+        let mut under_way = lock(&self.scrub.pass);
+        let pass = under_way.get_or_insert_with(|| self.begin_pass());
+        let Some(item) = pass.left.front_mut() else {
+            let lsn = pass.lsn;
+            *under_way = None;
+            self.end_pass(lsn);
+            return None;
+        };
+        let stepped = match item {
+            Item::Table(t) => t.step(&self.tree, bytes),
+            Item::Segment(s) => s.step(bytes),
+        };
+        let found = match stepped {
+            Scrubbed::Read(n) => {
+                pass.read += n;
+                lock(&self.scrub.told).stats.bytes_done = pass.bytes_before + pass.read.min(item.bytes());
+                return Some(n);
+            }
+            Scrubbed::Whole(found) => Some(found),
+            Scrubbed::Gone => None,
+        };
+        if let (Item::Table(t), Some(found)) = (&*item, &found) {
+            self.tell_tree(t.id(), found);
+        }
+        pass.bytes_before += item.bytes();
+        pass.read = 0;
+        let mut told = lock(&self.scrub.told);
+        told.stats.bytes_done = pass.bytes_before;
+        told.stats.files_done += 1;
+        match found.filter(|f| !f.is_empty()) {
+            None => drop(told.found.remove(item.path())),
+            Some(found) if told.found.len() < FILES_MAX => drop(told.found.insert(item.path().to_owned(), found)),
+            Some(_) => {}
+        }
+        pass.left.pop_front();
+        Some(0)
+    }
+
+    fn begin_pass(&self) -> Pass {
+        let lsn = self.log.durable().get();
+        let tables = self.tree.tables_to_scrub().into_iter().map(|t| Item::Table(Box::new(t)));
+        let segments = self.log.segments_to_scrub().into_iter().map(|s| Item::Segment(Box::new(s)));
+        // The log first: its segments go sooner than tables do.
+        let left: VecDeque<Item> = segments.chain(tables).collect();
+        let mut told = lock(&self.scrub.told);
+        // What is no longer in use is no longer damaged.
+        told.found.retain(|path, _| left.iter().any(|i| i.path() == path));
+        let stats = &mut told.stats;
+        stats.running = true;
+        (stats.files_done, stats.files_total) = (0, left.len() as u64);
+        (stats.bytes_done, stats.bytes_total) = (0, left.iter().map(Item::bytes).sum());
+        Pass { left, lsn, read: 0, bytes_before: 0 }
+    }
+
+    fn end_pass(&self, lsn: Lsn) {
+        let mut told = lock(&self.scrub.told);
+        told.stats.running = false;
+        told.stats.passes += 1;
+        told.stats.last_pass_at = self.env.clock.wall();
+        told.stats.last_pass_lsn = lsn;
+    }
+
+    /// Lets compaction leave a damaged table alone, and take a whole one again.
+    fn tell_tree(&self, id: u128, found: &[Finding]) {
+        match found.first() {
+            Some(f) => self.tree.note_damage(id, text(f)),
+            None => self.tree.forget_damage(id),
+        }
+    }
+}
+
+/// As an error says it.
+fn text(f: &Finding) -> String {
+    Error::corruption(&f.path, f.offset, f.lsn, f.what.clone()).to_string()
+}
+
+/// Runs a pass now and then, at the rate that the options allow.
+pub(super) struct Scrubber {
+    store: Arc<Store>,
+    rate: u64,
+    interval: Duration,
+    next_pass: Duration,
+    /// The bytes read so far have used the time until then.
+    not_before: Duration,
+}
+
+impl Scrubber {
+    /// `None` when the options ask for no scrub.
+    pub(super) fn new(store: &Arc<Store>) -> Option<Self> {
+        let (rate, interval) = store.tree.scrub_options();
+        let now = store.env.clock.monotonic();
+        let next_pass = now + interval.min(FIRST_AFTER);
+        (rate > 0).then(|| Self { store: Arc::clone(store), rate, interval, next_pass, not_before: now })
+    }
+}
+
+impl Worker for Scrubber {
+    fn step(&mut self) -> Progress {
+        let now = self.store.env.clock.monotonic();
+        let wait = self.next_pass.max(self.not_before);
+        if now < wait {
+            return Progress::Sleep(wait - now);
+        }
+        let bytes = (self.rate / STEPS_A_SECOND).clamp(1, STEP_BYTES);
+        match self.store.scrub_some(bytes) {
+            Some(read) => self.not_before = now + Duration::from_secs_f64(read as f64 / self.rate as f64),
+            None => self.next_pass = now.max(self.next_pass + self.interval),
+        }
+        Progress::Worked
+    }
+}
+
+#[cfg(all(test, feature = "sim"))]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::batch::Batch;
+    use crate::clock::{Clock, SimClock};
+    use crate::env::Env;
+    use crate::error::Result;
+    use crate::fs::sim::SimFs;
+    use crate::limits::Options;
+    use crate::lsn::{ClusterId, TimelineId};
+    use crate::store::{Durability, Identity};
+
+    const RATE: u64 = 64 << 10;
+
+    fn fill(store: &Store) -> Result<()> {
+        for n in 0..2_000u32 {
+            let mut batch = Batch::new();
+            let value: Vec<u8> = (0..90u32).map(|i| (n.wrapping_mul(31).wrapping_add(i * i) >> 3) as u8).collect();
+            batch.put(&n.to_be_bytes(), &value)?;
+            store.write(&batch, &[], Durability::Written)?;
+        }
+        while store.maintain_step()? == Progress::Worked {}
+        Ok(())
+    }
+
+    fn store(options: &Options) -> Result<(Arc<Store>, Arc<SimClock>)> {
+        let clock = SimClock::new(CommitTs(1));
+        let (env, _) = Env::sim(SimFs::new(1), Arc::clone(&clock), 1);
+        let identity = Identity { cluster: ClusterId(1), timeline: TimelineId(1) };
+        let store = Store::create(env, Path::new("/data"), options, identity)?;
+        fill(&store)?;
+        Ok((Arc::new(store), clock))
+    }
+
+    #[test]
+    fn the_worker_keeps_its_rate_and_begins_a_pass_an_interval() {
+        let interval = Duration::from_secs(100);
+        let options = Options { scrub_bytes_per_second: RATE, scrub_interval: interval, ..Options::tiny() };
+        let (store, clock) = store(&options).unwrap();
+        let mut worker = Scrubber::new(&store).unwrap();
+        let mut ends = Vec::new();
+        let mut begins = Vec::new();
+        while ends.len() < 2 {
+            let before = store.scrub_stats();
+            let progress = worker.step();
+            let (now, after) = (clock.monotonic(), store.scrub_stats());
+            if after.running && !before.running {
+                begins.push(now);
+            }
+            if after.passes > before.passes {
+                ends.push((now, after.bytes_total));
+            }
+            if let Progress::Sleep(pause) = progress {
+                assert!(pause <= interval.max(Duration::from_secs(1)), "{pause:?}");
+                clock.advance(pause);
+            }
+        }
+        assert_eq!(begins[0], FIRST_AFTER);
+        assert_eq!(begins[1], FIRST_AFTER + interval);
+        let (end, bytes) = ends[0];
+        let took = (end - begins[0]).as_secs_f64();
+        // Of each file about as much is read as it has; a log segment's zeros are not.
+        assert!(bytes > 100 << 10 && took > bytes as f64 * 0.5 / RATE as f64, "{bytes} bytes in {took} s");
+        assert!(took < bytes as f64 * 1.5 / RATE as f64, "{bytes} bytes in {took} s");
+    }
+
+    #[test]
+    fn without_a_rate_there_is_no_worker() {
+        assert!(Scrubber::new(&store(&Options::tiny()).unwrap().0).is_none());
+    }
+}

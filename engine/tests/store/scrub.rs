@@ -1,0 +1,198 @@
+//! The scrub: it finds what is damaged, calls nothing damaged that is not, and stands in nobody's way.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use mainstay_engine::batch::{Batch, Keyspace};
+use mainstay_engine::clock::SimClock;
+use mainstay_engine::env::SimFatal;
+use mainstay_engine::exec::Progress;
+use mainstay_engine::fs::Fs;
+use mainstay_engine::fs::sim::SimFs;
+use mainstay_engine::inspect::TableView;
+use mainstay_engine::rng::{Rng, SeededRng};
+use mainstay_engine::store::{Durability, Identity, Store};
+use mainstay_engine::{ClusterId, CommitTs, Env, Error, Lsn, Options, TimelineId};
+
+use super::reads::read;
+
+pub(crate) const DIR: &str = "/data";
+
+pub(crate) struct Home {
+    pub(crate) fs: Arc<SimFs>,
+    pub(crate) env: Env,
+    pub(crate) fatal: SimFatal,
+    pub(crate) store: Store,
+}
+
+pub(crate) fn options() -> Options {
+    Options { segment_bytes: 8 << 10, ..Options::tiny() }
+}
+
+pub(crate) fn home(seed: u64) -> Home {
+    let fs = SimFs::new(seed);
+    fs.prepare_dir(Path::new(DIR)).unwrap();
+    let (env, fatal) = Env::sim(Arc::clone(&fs), SimClock::new(CommitTs(1_000_000)), seed);
+    let identity = Identity { cluster: ClusterId(7), timeline: TimelineId(9) };
+    let store = Store::create(env.clone(), Path::new(DIR), &options(), identity).unwrap();
+    Home { fs, env, fatal, store }
+}
+
+impl Home {
+    pub(crate) fn put(&self, prefix: char, count: u64) {
+        for n in 0..count {
+            let mut batch = Batch::new();
+            batch.put(format!("{prefix}{n:03}").as_bytes(), b"a value of some bytes").unwrap();
+            self.store.write(&batch, &[], Durability::Synced).unwrap();
+        }
+    }
+
+    pub(crate) fn get(&self, key: &str) -> Result<bool, Error> {
+        self.store.get(Keyspace::USER, key.as_bytes()).map(|found| found.is_some())
+    }
+
+    pub(crate) fn settle(&self) {
+        while self.store.maintain_step().unwrap() == Progress::Worked {}
+    }
+
+    pub(crate) fn files(&self, ending: &str) -> Vec<PathBuf> {
+        let ours = |f: &PathBuf| f.starts_with(DIR) && f.extension().is_some_and(|e| e == ending);
+        self.fs.files().into_iter().filter(ours).collect()
+    }
+
+    /// The table whose first key is this.
+    pub(crate) fn table_from(&self, key: &str) -> PathBuf {
+        let fs: Arc<dyn Fs> = Arc::clone(&self.fs) as Arc<dyn Fs>;
+        let first = |f: &PathBuf| TableView::open(&fs, f).unwrap().properties().keys.map(|(low, _)| low.key);
+        let all = self.files("table");
+        all.into_iter().find(|f| first(f).is_some_and(|k| k == key.as_bytes())).unwrap()
+    }
+
+    /// A whole pass in steps of so many bytes; how many steps it took.
+    pub(crate) fn pass(&self, bytes: u64) -> u64 {
+        let mut steps = 0;
+        while self.store.scrub_step(bytes) == Progress::Worked {
+            steps += 1;
+            assert!(steps < 100_000, "a pass without end");
+        }
+        steps
+    }
+}
+
+#[test]
+fn a_pass_reads_all_that_is_at_rest_in_small_steps_and_leaves_the_cache_alone() {
+    let home = home(1);
+    let _kept = home.store.log().slot("kept", Lsn::ZERO);
+    for prefix in ['a', 'm', 'z'] {
+        home.put(prefix, 60);
+        home.store.tree().flush_all().unwrap();
+        home.settle();
+    }
+    assert!(home.get("m030").unwrap());
+    let before = home.store.stats().tree;
+    let steps = home.pass(512);
+    let (stats, tree) = (home.store.stats().scrub, home.store.stats().tree);
+    let sealed = home.store.log().disk_usage().1 as u64 - 1;
+    assert!(sealed > 1 && stats.files_total == sealed + tree.tables(), "{stats:?}");
+    assert_eq!((stats.files_done, stats.bytes_done), (stats.files_total, stats.bytes_total));
+    assert!(steps > stats.bytes_total / 2048, "{steps} steps for {} bytes", stats.bytes_total);
+    assert_eq!((stats.passes, stats.running, stats.damaged_files), (1, false, 0));
+    assert_eq!(stats.last_pass_lsn, Lsn(180));
+    assert!((CommitTs(1_000_000)..home.env.clock.wall()).contains(&stats.last_pass_at));
+    let of_cache = |t: &mainstay_engine::tree::TreeStats| (t.cache_bytes, t.cache_hits, t.cache_misses);
+    assert_eq!(of_cache(&before), of_cache(&tree));
+    assert_eq!(home.store.scrub_findings(), []);
+}
+
+#[test]
+fn damage_in_a_table_and_in_a_sealed_segment_is_told_and_the_store_goes_on() {
+    let home = home(2);
+    let kept = home.store.log().slot("kept", Lsn::ZERO);
+    home.put('a', 120);
+    home.store.tree().flush_all().unwrap();
+    home.settle();
+    let table = &home.table_from("a000");
+    let segment = &home.files("log")[0];
+    home.fs.flip_bit(table, 40, 3).unwrap();
+    home.fs.flip_bit(segment, 4096 + 50, 3).unwrap();
+    home.pass(4096);
+    let found = home.store.scrub_findings();
+    let places: Vec<_> = found.iter().map(|f| (&f.path, f.offset)).collect();
+    assert_eq!(places, [(segment, 4096), (table, 0)], "{found:?}");
+    assert_eq!(found[0].lsn, Some(Lsn(1)));
+    let damage = home.store.damage();
+    assert!(damage.len() == 2 && damage[0].contains(table.to_str().unwrap()), "{damage:?}");
+    assert!(damage[1].contains(segment.to_str().unwrap()), "{damage:?}");
+    assert_eq!((home.store.stats().scrub.damaged_files, home.store.stats().tree.damaged_tables), (2, 1));
+    // Reads of other blocks, writes, flushes and merges go on.
+    assert!(matches!(home.get("a000"), Err(Error::Corruption { offset: 0, .. })));
+    assert!(home.get("a119").unwrap());
+    home.put('b', 60);
+    home.store.tree().flush_all().unwrap();
+    home.settle();
+    assert!(home.get("b059").unwrap() && home.fatal.messages().is_empty());
+    // What is whole again, and what is gone, is no longer told.
+    home.fs.flip_bit(table, 40, 3).unwrap();
+    drop(kept);
+    home.settle();
+    home.pass(4096);
+    assert_eq!((home.store.scrub_findings(), home.store.damage()), (vec![], vec![]));
+    assert!(home.get("a000").unwrap());
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_damage_too() {
+    let home = home(3);
+    home.put('a', 60);
+    home.store.tree().flush_all().unwrap();
+    home.settle();
+    let table = home.files("table")[0].clone();
+    Fs::remove_file(&*home.fs, &table).unwrap();
+    home.pass(4096);
+    let found = home.store.scrub_findings();
+    assert!(found.len() == 1 && found[0].path == table && found[0].what.contains("missing"), "{found:?}");
+}
+
+/// Whatever goes on beside it, a scrub finds nothing where nothing is damaged, and no table file stays for its sake.
+#[test]
+fn what_changes_under_a_scrub_is_not_called_damage() {
+    for seed in 0..25 {
+        let home = home(seed);
+        let rng = SeededRng::new(seed);
+        let slot = home.store.log().slot("slow", Lsn::ZERO);
+        for round in 0..120 {
+            match rng.below(9) {
+                0 => home.store.tree().flush_all().unwrap(),
+                1 => drop(home.store.tree().compact_all().unwrap()),
+                2 => home.settle(),
+                3 => slot.advance(home.store.committed().get()),
+                4 => uncommitted_and_cut(&home, rng.below(60)),
+                _ => home.put((b'a' + rng.below(6) as u8) as char, 1 + rng.below(20)),
+            }
+            for _ in 0..rng.below(6) {
+                let _ = home.store.scrub_step(1 + rng.below(2000));
+            }
+            assert_eq!(home.store.scrub_findings(), [], "seed {seed}, round {round}");
+            let (files, named) = (home.files("table").len() as u64, home.store.stats().tree.tables());
+            assert_eq!(files, named, "seed {seed}, round {round}: table files stay");
+        }
+        home.pass(700);
+        assert!(home.store.scrub_stats().passes > 0);
+        assert_eq!((home.store.scrub_findings(), home.fatal.messages()), (vec![], vec![]), "seed {seed}");
+        read(&home.store.view()).unwrap();
+    }
+}
+
+/// Appends records that fill segments, lets the scrub get to them, and cuts them.
+fn uncommitted_and_cut(home: &Home, count: u64) {
+    let (store, committed) = (&home.store, home.store.committed().get());
+    for _ in 0..count {
+        let mut batch = Batch::new();
+        batch.put(b"x", &[7; 200]).unwrap();
+        store.append(store.log().last().epoch, &batch, &[]).unwrap();
+    }
+    store.log().sync_to(store.log().last().lsn).unwrap();
+    let _ = store.scrub_step(300);
+    let _ = store.scrub_step(300);
+    store.truncate_above(committed).unwrap();
+}

@@ -1,0 +1,220 @@
+//! `mainstay inspect` on real files: what it prints, what it finds, and that it changes nothing.
+
+#![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "an outside observer, not the core")]
+
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use mainstay_engine::batch::Batch;
+use mainstay_engine::store::{Durability, Identity, Store};
+use mainstay_engine::{ClusterId, Env, Options, TimelineId};
+use serde_json::Value;
+
+fn inspect(args: &[&str]) -> Output {
+    let mut c = Command::new(env!("CARGO_BIN_EXE_mainstay"));
+    c.arg("inspect").args(args).stdin(Stdio::null()).output().unwrap()
+}
+
+fn text(o: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&o.stdout), String::from_utf8_lossy(&o.stderr))
+}
+
+/// Asserts the exit code and that the output has all of these.
+fn says(args: &[&str], code: i32, all: &[&str]) -> String {
+    let o = inspect(args);
+    let out = text(&o);
+    assert_eq!(o.status.code(), Some(code), "{args:?}: {out}");
+    for s in all {
+        assert!(out.contains(s), "{args:?} does not say {s:?}: {out}");
+    }
+    assert!(!out.contains("panicked") && !out.contains('\x1b'), "{args:?}: {out}");
+    out
+}
+
+fn json(args: &[&str]) -> Vec<Value> {
+    let o = inspect(&[args, &["-o", "json"]].concat());
+    let lines = String::from_utf8(o.stdout).unwrap();
+    let all: Vec<Value> = lines.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert!(!all.is_empty() && all.iter().all(|v| v["schema"] == 1), "{args:?}: {lines}");
+    all
+}
+
+struct Home {
+    _dir: tempfile::TempDir,
+    data: PathBuf,
+    checkpoint: PathBuf,
+    store: Store,
+}
+
+/// An open store with 41 records, of which the last is not flushed, a cut tail, and a checkpoint.
+fn home() -> Home {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, checkpoint) = (dir.path().join("data"), dir.path().join("checkpoint"));
+    let identity = Identity { cluster: ClusterId(7), timeline: TimelineId(9) };
+    let options = Options { segment_bytes: 64 << 10, ..Options::default() };
+    let store = Store::create(Env::real(), &data, &options, identity).unwrap();
+    let put = |key: String| {
+        let mut batch = Batch::new();
+        batch.put(key.as_bytes(), b"some value").unwrap();
+        store.write(&batch, &[], Durability::Synced).unwrap();
+    };
+    (0..39).for_each(|n| put(format!("user/{n:02}")));
+    let mut batch = Batch::new();
+    batch.delete_range(b"user/10", b"user/20").unwrap();
+    store.write(&batch, &[], Durability::Synced).unwrap();
+    store.checkpoint(&checkpoint).unwrap();
+    put("late".into());
+    let committed = store.committed().get();
+    let mut batch = Batch::new();
+    batch.delete(b"never committed").unwrap();
+    store.append(store.log().last().epoch, &batch, &[]).unwrap();
+    store.truncate_above(committed).unwrap();
+    Home { _dir: dir, data, checkpoint, store }
+}
+
+impl Home {
+    fn data(&self) -> &str {
+        self.data.to_str().unwrap()
+    }
+
+    fn only(&self, folder: &str, ending: &str) -> PathBuf {
+        let all = std::fs::read_dir(self.data.join(folder)).unwrap().map(|e| e.unwrap().path());
+        all.filter(|p| p.extension().is_some_and(|e| e == ending)).min().unwrap()
+    }
+}
+
+fn flip(path: &Path, offset: u64) {
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset).unwrap();
+    file.write_all_at(&[byte[0] ^ 4], offset).unwrap();
+}
+
+/// Every file with its length, content and time of change.
+fn picture(dir: &Path) -> Vec<(PathBuf, Vec<u8>, std::time::SystemTime)> {
+    let mut out = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            out.extend(picture(&path));
+        } else {
+            let changed = std::fs::metadata(&path).unwrap().modified().unwrap();
+            out.push((path.clone(), std::fs::read(&path).unwrap(), changed));
+        }
+    }
+    out.sort();
+    out
+}
+
+#[test]
+fn log_table_and_manifest_are_printed_beside_an_open_store_and_nothing_changes() {
+    let home = home();
+    let before = picture(&home.data);
+    let data = home.data();
+    says(&["log", data], 0, &["0000000000000001.log", "FIRST LSN", "CUT TAIL"]);
+    let records =
+        says(&["log", data, "--from", "39", "--to", "41"], 0, &["LSN 40", "delete range  user  user/10 to user/20"]);
+    assert!(!records.contains("LSN 38 ") && records.contains("put  user  late  10 B"), "{records}");
+    let lines = json(&["log", data, "--records"]);
+    assert_eq!(lines.len(), 41);
+    assert_eq!(
+        (&lines[0]["lsn"], &lines[0]["kind"], &lines[0]["ops"][0]["key"]),
+        (&1.into(), &"batch".into(), &"user/00".into())
+    );
+    assert_eq!(lines[40]["durable_lsn"], 40);
+    let cut = home.only("diverged", "records");
+    says(&["log", cut.to_str().unwrap(), "--records"], 0, &["LSN 42", "delete  user  never committed"]);
+
+    says(&["manifest", data], 0, &["flushed: epoch", "LSN 40", "LEVEL", "cluster 00000000000000000000000000000007"]);
+    says(&["manifest", data, "--edits"], 0, &["edit at offset 24", "    add "]);
+    assert_eq!(json(&["manifest", data])[0]["flushed"]["lsn"], 40);
+
+    says(&["table", data], 0, &["user:user/00", "user:user/38"]);
+    let table = home.only("tables", "table");
+    let table = table.to_str().unwrap();
+    says(&["table", table], 0, &["entries: 39", "range delete: user:user/10 to user:user/20 below LSN 40", "footer"]);
+    says(&["table", table, "--blocks"], 0, &["block 0  offset 0", "39 entries"]);
+    let some = says(
+        &["table", table, "--entries", "--start", "user/05", "--end", "user/07"],
+        0,
+        &["user/05\t6\tput\tsome value"],
+    );
+    assert_eq!(some.lines().count(), 2, "{some}");
+    assert_eq!(json(&["table", table, "--entries", "--limit", "3"])[2]["lsn"], 3);
+
+    for part in ["log", "table", "manifest"] {
+        says(&[part, data, "--verify"], 0, &["ok: everything is as it was written"]);
+        assert_eq!(json(&[part, data, "--verify"])[0]["ok"], true);
+    }
+    let checkpoint = home.checkpoint.to_str().unwrap();
+    says(&["table", checkpoint, "--verify"], 0, &["1 tables"]);
+    says(&["manifest", checkpoint, "--verify"], 0, &["1 tables named"]);
+    assert!(picture(&home.data) == before, "looking changed something");
+    assert_eq!(home.store.committed().get().0, 41);
+}
+
+#[test]
+fn damage_is_named_with_file_and_place_and_ends_with_a_negative_verdict() {
+    let home = home();
+    home.store.close().unwrap();
+    let (segment, table) = (home.only("log", "log"), home.only("tables", "table"));
+    let (manifest, cut) = (home.only("manifest", "manifest"), home.only("diverged", "records"));
+    for (part, path, offset, place) in [
+        ("log", &segment, 4096 + 60, "offset 4096 (LSN 1)"),
+        ("table", &table, 60, "offset 0"),
+        ("manifest", &manifest, 30, "offset 24"),
+        ("log", &cut, 90, "offset 0 (LSN 42)"),
+        ("manifest", &home.data.join("IDENTITY"), 20, "offset 0"),
+        ("log", &home.data.join("EVIDENCE"), 20, "offset 0"),
+    ] {
+        flip(path, offset);
+        let name = path.to_str().unwrap();
+        says(&[part, home.data(), "--verify"], 4, &[&format!("damage: {name} at {place}"), "damaged: in 1 place"]);
+        let verdict = &json(&[part, home.data(), "--verify"])[0];
+        assert_eq!((&verdict["ok"], &verdict["damage"][0]["file"]), (&false.into(), &name.into()));
+        flip(path, offset);
+        says(&[part, home.data(), "--verify"], 0, &["ok:"]);
+    }
+    flip(&segment, 4096 + 60);
+    // The file alone: later frames say that the first record was durable.
+    says(&["log", segment.to_str().unwrap(), "--verify"], 4, &["was durable"]);
+    says(&["log", home.data(), "--records"], 1, &["corruption in", "0000000000000001.log at offset 4096"]);
+    std::fs::remove_file(&table).unwrap();
+    says(&["table", home.data(), "--verify"], 4, &["the table file is missing"]);
+    says(&["manifest", home.data(), "--verify"], 4, &["the table file is missing"]);
+}
+
+#[test]
+fn a_torn_tail_is_told_from_damage() {
+    let home = home();
+    let segment = home.only("log", "log");
+    let mut end = 0;
+    for line in json(&["log", home.data(), "--records"]) {
+        end = line["offset"].as_u64().unwrap();
+    }
+    // Nothing says yet that the newest record is durable.
+    flip(&segment, end + 60);
+    let note = format!("torn tail, or a write in progress: {} at offset {end} (LSN 41)", segment.display());
+    says(&["log", home.data(), "--verify"], 0, &[&note, "ok:"]);
+    flip(&segment, end + 60);
+    home.store.close().unwrap();
+    flip(&segment, end + 60);
+    says(&["log", home.data(), "--verify"], 4, &[&format!("offset {end} (LSN 41)"), "was durable"]);
+}
+
+#[test]
+fn what_is_not_there_is_not_found_and_nonsense_is_usage() {
+    let home = home();
+    let empty = tempfile::tempdir().unwrap();
+    for part in ["log", "table", "manifest"] {
+        says(&[part, "/nonexistent/data"], 5, &["does not exist", "next:"]);
+        says(&[part, empty.path().to_str().unwrap()], 5, &["has no folder"]);
+    }
+    says(&["log", home.checkpoint.to_str().unwrap()], 5, &["has no folder `log`"]);
+    says(&["log", home.data(), "--from", "9", "--to", "3"], 2, &["--from 9 is above --to 3"]);
+    says(&["log", home.data(), "--verify", "--records"], 2, &["cannot be used with"]);
+    says(&["table", home.data(), "--entries"], 2, &["name its file"]);
+    let segment = home.only("log", "log");
+    says(&["table", segment.to_str().unwrap()], 1, &["not a table file"]);
+}
