@@ -95,6 +95,20 @@ impl Wake {
     }
 }
 
+/// How much lower than others the priority of background threads is, in the system's steps of niceness.
+const BACKGROUND: i32 = 10;
+
+/// On Linux niceness is a thread's own; elsewhere it is the process's, and stays.
+fn lower_priority(nice: i32) {
+    #[cfg(target_os = "linux")]
+    if nice > 0 {
+        // Work goes on without it as well.
+        let _ = rustix::process::nice(nice);
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = nice;
+}
+
 /// A worker's thread; dropping it stops the worker after its present step and joins the thread.
 #[derive(Debug)]
 pub struct WorkerThread {
@@ -108,10 +122,23 @@ impl WorkerThread {
     ///
     /// # Errors
     /// The operating system's, when no thread can be made.
+    pub fn spawn(name: &str, wake: Wake, worker: impl Worker + 'static) -> std::io::Result<Self> {
+        Self::spawn_at(name, wake, 0, worker)
+    }
+
+    /// [`WorkerThread::spawn`] for work that can wait: where processors are short, readers and writers get them first.
+    ///
+    /// # Errors
+    /// As [`WorkerThread::spawn`].
+    pub fn spawn_in_background(name: &str, wake: Wake, worker: impl Worker + 'static) -> std::io::Result<Self> {
+        Self::spawn_at(name, wake, BACKGROUND, worker)
+    }
+
     #[expect(clippy::disallowed_methods, reason = "this is the execution seam")]
-    pub fn spawn(name: &str, wake: Wake, mut worker: impl Worker + 'static) -> std::io::Result<Self> {
+    fn spawn_at(name: &str, wake: Wake, nice: i32, mut worker: impl Worker + 'static) -> std::io::Result<Self> {
         let signal = wake.clone();
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            lower_priority(nice);
             loop {
                 let go_on = match worker.step() {
                     Progress::Worked => !signal.stopped(),

@@ -66,13 +66,13 @@ impl Store {
     fn spawn_compaction(self: &Arc<Self>) -> Result<WorkerThread> {
         let now = self.env.clock.monotonic();
         let worker = Compaction { store: Arc::clone(self), flushes: 0, quiet_since: now, not_before: now };
-        WorkerThread::spawn("compaction", self.wake_compaction.clone(), worker)
+        WorkerThread::spawn_in_background("compaction", self.wake_compaction.clone(), worker)
             .map_err(|e| Error::io("start a thread for", &self.dir, e))
     }
 
     /// The scrub's thread, if the options ask for one.
     fn spawn_scrub(self: &Arc<Self>) -> Result<Option<WorkerThread>> {
-        let spawn = |worker| WorkerThread::spawn("scrub", Wake::new(), worker);
+        let spawn = |worker| WorkerThread::spawn_in_background("scrub", Wake::new(), worker);
         let thread = Scrubber::new(self).map(spawn).transpose();
         thread.map_err(|e| Error::io("start a thread for", &self.dir, e))
     }
