@@ -99,6 +99,8 @@ fn run_child(options: &Options, engine: &str, round: u32) -> Result<Vec<Line>> {
     command.args(["--workloads", &options.workloads.join(",")]).arg("--dir").arg(&options.dir);
     // The system's allocator keeps what a thread frees for that thread: with one arena, memory is what engines hold.
     command.env("MALLOC_ARENA_MAX", "1");
+    // And its bound above which freed memory goes back to the system stays where it begins, for all alike.
+    command.env("MALLOC_MMAP_THRESHOLD_", "131072");
     let mut child = command.stdout(Stdio::piped()).spawn()?;
     let mut lines = Vec::new();
     if let Some(out) = child.stdout.take() {

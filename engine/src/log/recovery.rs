@@ -133,7 +133,7 @@ struct Walk<'a> {
     /// Segments before a hole that releasing the log left.
     released: Vec<PathBuf>,
     /// Released segments that wait to be used again.
-    spares: VecDeque<PathBuf>,
+    spares: Vec<PathBuf>,
     /// Bytes of the last of `walked`.
     last_bytes: Vec<u8>,
     end: Position,
@@ -168,7 +168,7 @@ impl<'a> Walk<'a> {
             missing: None,
             unused: Vec::new(),
             released: Vec::new(),
-            spares: VecDeque::new(),
+            spares: Vec::new(),
             last_bytes: Vec::new(),
             end: base,
             records: 0,
@@ -426,8 +426,9 @@ impl<'a> Walk<'a> {
             }
         }
         let created = self.walked.is_empty();
-        let kept = if created { 0 } else { spares_max(options, segment_bytes(options)) };
-        for spare in self.spares.drain(kept.min(self.spares.len())..) {
+        // If the last life ended by a failed sync, the disk may still know a spare by its name as a segment, whatever the
+        // cache shows: to wipe its header would make damage of a file that is whole.
+        for spare in std::mem::take(&mut self.spares) {
             self.env.fs.remove_file(&spare).map_err(|e| Error::io("remove", &spare, e))?;
         }
         let torn = match self.walked.last() {
@@ -502,7 +503,7 @@ impl<'a> Walk<'a> {
             spares_max: spares_max(options, segment_bytes(options)),
             long_bytes: LONG_MEMTABLES * segment_bytes(options).max(options.memtable_bytes as u64),
             head: Mutex::new(Head::new(self.end, self.evidence, newest, offset)),
-            prepare: Mutex::new(Prepare::new(next_seq, self.spares)),
+            prepare: Mutex::new(Prepare::new(next_seq, VecDeque::new())),
             segments: Mutex::new(segments),
             tail: Mutex::new(Tail::new(end, options.tail_memory_bytes)),
             gate: Gate::default(),

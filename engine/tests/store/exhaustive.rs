@@ -5,7 +5,7 @@ use std::path::Path;
 
 use mainstay_engine::fs::sim::FaultKind;
 use mainstay_engine::rng::{Rng, SeededRng};
-use mainstay_engine::store::{Identity, Store};
+use mainstay_engine::store::{Durability, Identity, Store};
 use mainstay_engine::{ClusterId, Error, Options, TimelineId};
 
 use crate::world::{Act, DIR, World};
@@ -20,6 +20,9 @@ fn trace(seed: u64) -> Vec<Act> {
             (23, _) => Act::Freeze,
             (12, _) if i > 60 => Act::Checkpoint,
             (18, _) => Act::Cut((i % 3) as u8),
+            (3, _) => Act::Write(Durability::Synced, vec![(byte(), word())], None),
+            (7, _) => Act::Write(Durability::Written, vec![(byte(), word())], None),
+            (15, _) => Act::Write(Durability::Buffered, vec![(byte(), word())], None),
             (_, 0) => Act::Sync,
             (_, 1) => Act::Commit,
             (_, 2) => Act::Apply,
