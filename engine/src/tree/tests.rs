@@ -20,6 +20,7 @@ use crate::value::Value;
 mod crash;
 mod levels;
 mod positions;
+mod repair;
 
 fn env(seed: u64) -> Env {
     Env { rng: Arc::new(SeededRng::new(seed)), fatal: Arc::new(|why| panic!("fatal: {why}")), ..Env::real() }
