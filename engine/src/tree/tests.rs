@@ -22,6 +22,7 @@ mod crash;
 mod held;
 mod levels;
 mod positions;
+mod repair;
 
 fn env(seed: u64) -> Env {
     Env { rng: Arc::new(SeededRng::new(seed)), fatal: Arc::new(|why| panic!("fatal: {why}")), ..Env::real() }
