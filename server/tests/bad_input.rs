@@ -432,7 +432,8 @@ fn damage_below_the_durable_lsn_is_refused_with_file_and_offset_and_above_it_is_
     let log = node.log();
     let report = log.lines().find(|l| l.contains("cut unfinished writes"));
     let report = report.unwrap_or_else(|| panic!("the cut is not reported:\n{log}"));
-    for part in [format!("file={}", path.display()), format!("offset={end}"), "bytes=100".to_owned()] {
+    // Of what stands there only the place of the zeros that end a log counts: behind it an older use of the file may show.
+    for part in [format!("file={}", path.display()), format!("offset={end}"), "bytes=24".to_owned()] {
         assert!(report.contains(&part), "{report}");
     }
     assert_eq!(read_jsonl(&succeed(&["export", "--endpoints", &node.client])).len(), 20);

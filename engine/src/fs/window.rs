@@ -2,9 +2,9 @@
 //!
 //! A call to write 200 bytes costs 1 µs, of which the copy is 10 ns; stored into a mapped page they are as safe from the
 //! end of the process, for the page belongs to the operating system. What speaks against mapped files does not
-//! apply: the pages are made present and writable when the window is, so that an I/O error comes back as a value there;
-//! should one yet be met by a store later, the process ends by a signal, as it ends on any failed write of the log
-//! \[I3\]. Owns: the mapping. Never: reads, and never a file that others cut short.
+//! apply: the pages are made present and writable when the window is, so that an I/O error shows there and not in a store;
+//! should a store yet meet one later (a page that was written back and has to be read or given room again), the process
+//! ends by a signal, as it ends on any failed write of the log \[I3\]. Owns: the mapping. Never: reads, and never a file that others cut short.
 
 use std::fs;
 use std::io;
@@ -41,8 +41,8 @@ impl Mapped {
             // Not every file system can.
             Err(_) => return Ok(None),
         };
-        populate(&map)?;
-        Ok(Some(Self { map, from: start }))
+        // What is wrong there the call will say that is made instead.
+        Ok(populate(&map).is_ok().then_some(Self { map, from: start }))
     }
 }
 

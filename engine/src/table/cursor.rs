@@ -8,10 +8,10 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::lsn::Lsn;
 
-use super::EntryRef;
 use super::block::Block;
 use super::format::Place;
 use super::reader::{Caching, Table};
+use super::{Bounds, EntryRef};
 
 /// Read at once by who passes over the cache, in bytes.
 const RUN_BYTES: u64 = 256 << 10;
@@ -25,13 +25,12 @@ enum Next {
     None,
 }
 
-/// Iterates a table's entries with keys in `low..high` (empty `high`: no bound). After an error it is
+/// Iterates a table's entries within bounds. After an error it is
 /// at its end.
 #[derive(Debug)]
 pub(crate) struct TableCursor {
     table: Arc<Table>,
-    low: Vec<u8>,
-    high: Vec<u8>,
+    bounds: Arc<Bounds>,
     reverse: bool,
     caching: Caching,
     next_block: Next,
@@ -51,11 +50,10 @@ pub(crate) struct TableCursor {
 
 impl TableCursor {
     /// Stands before the first entry: call [`TableCursor::advance`].
-    pub(crate) fn new(table: Arc<Table>, low: Vec<u8>, high: Vec<u8>, reverse: bool, caching: Caching) -> Self {
+    pub(crate) fn new(table: Arc<Table>, bounds: Arc<Bounds>, reverse: bool, caching: Caching) -> Self {
         Self {
             table,
-            low,
-            high,
+            bounds,
             reverse,
             caching,
             next_block: Next::First,
@@ -121,29 +119,29 @@ impl TableCursor {
         let index = table.index()?;
         let number = match self.next_block {
             Next::At(number) => number,
-            Next::First if !self.reverse => index.find(&self.low),
-            Next::First if self.high.is_empty() => index.len().saturating_sub(1),
-            Next::First => index.find(&self.high).min(index.len().saturating_sub(1)),
+            Next::First if !self.reverse => index.find(&self.bounds.low),
+            Next::First if self.bounds.high.is_empty() => index.len().saturating_sub(1),
+            Next::First => index.find(&self.bounds.high).min(index.len().saturating_sub(1)),
             Next::None => return Ok(false),
         };
         let Some(place) = index.place(number) else { return Ok(false) };
         // Keys ascend from block to block: once one begins beyond the bound, all others do.
         let before = number.checked_sub(1);
         let beyond = if self.reverse {
-            !index.reaches(number, &self.low)
+            !index.reaches(number, &self.bounds.low)
         } else {
-            !self.high.is_empty() && before.is_some_and(|b| index.reaches(b, &self.high))
+            !self.bounds.high.is_empty() && before.is_some_and(|b| index.reaches(b, &self.bounds.high))
         };
         if beyond {
             return Ok(false);
         }
         let block = self.fetch(number, place)?;
         let damaged = |m| table.damaged(place.offset, m);
-        self.at = block.lower_bound(&self.low).map_err(damaged)?;
-        self.end = if self.high.is_empty() || !index.reaches(number, &self.high) {
+        self.at = block.lower_bound(&self.bounds.low).map_err(damaged)?;
+        self.end = if self.bounds.high.is_empty() || !index.reaches(number, &self.bounds.high) {
             block.len()
         } else {
-            block.lower_bound(&self.high).map_err(damaged)?
+            block.lower_bound(&self.bounds.high).map_err(damaged)?
         };
         self.key.clear();
         self.key.extend_from_slice(block.prefix());

@@ -21,7 +21,7 @@ use super::index::{Index, IndexBuilder};
 use super::reader::{Caching, Table};
 use super::superseded::Superseded;
 use super::times::Times;
-use super::{EntryRef, RangeDelete, parse_table_name, table_name, verify_table};
+use super::{Bounds, EntryRef, RangeDelete, parse_table_name, table_name, verify_table};
 use crate::codec::Cursor;
 use crate::decoders::{Decoder, mend, twice};
 use crate::fs::sim::SimFs;
@@ -78,7 +78,7 @@ fn read_all(fs: &Arc<dyn Fs>, path: &Path) {
     }
     let _ = table.lsn_at(p.max_ts);
     for (reverse, caching) in [(false, Caching::Keep), (true, Caching::Bypass)] {
-        let mut cursor = TableCursor::new(Arc::clone(&table), Vec::new(), Vec::new(), reverse, caching);
+        let mut cursor = TableCursor::new(Arc::clone(&table), Bounds::all(), reverse, caching);
         // An index may name the same small block again and again.
         for _ in 0..10_000 {
             if !matches!(cursor.advance(), Ok(true)) {

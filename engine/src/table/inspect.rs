@@ -17,7 +17,7 @@ use super::cursor::TableCursor;
 use super::format::{FOOTER_BYTES, FRAME_BYTES, Origin, Place, VERSION};
 use super::reader::{Caching, Table};
 use super::superseded::Superseded;
-use super::{internal_end, internal_key};
+use super::{Bounds, internal_end, internal_key};
 
 /// What made a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -237,12 +237,12 @@ impl TableView {
     /// table's without a range.
     #[must_use]
     pub fn entries(&self, range: Option<(Keyspace, Range<&[u8]>)>) -> Entries {
-        let (low, high) = match range {
-            Some((space, r)) => (internal_key(space, r.start), internal_end(space, r.end)),
-            None => (Vec::new(), Vec::new()),
+        let bounds = match range {
+            Some((space, r)) => Bounds::new(internal_key(space, r.start), internal_end(space, r.end)),
+            None => Bounds::all(),
         };
         let history = self.0.properties().origin == Origin::History;
-        Entries { cursor: TableCursor::new(Arc::clone(&self.0), low, high, false, Caching::Bypass), history }
+        Entries { cursor: TableCursor::new(Arc::clone(&self.0), bounds, false, Caching::Bypass), history }
     }
 }
 

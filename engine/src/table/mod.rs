@@ -86,6 +86,24 @@ pub(crate) struct EntryRef<'a> {
     pub(crate) value: Option<&'a [u8]>,
 }
 
+/// The keys in `low..high`; an empty `high` is no bound. All cursors of one scan share them.
+#[derive(Debug, Default)]
+pub(crate) struct Bounds {
+    pub(crate) low: Vec<u8>,
+    pub(crate) high: Vec<u8>,
+}
+
+impl Bounds {
+    pub(crate) fn new(low: Vec<u8>, high: Vec<u8>) -> Arc<Self> {
+        Arc::new(Self { low, high })
+    }
+
+    /// All keys.
+    pub(crate) fn all() -> Arc<Self> {
+        Arc::default()
+    }
+}
+
 /// A version that a look-up found, with what holds its value.
 #[derive(Clone, Debug)]
 pub(crate) struct Hit {

@@ -13,7 +13,7 @@ use super::format::{FOOTER_BYTES, Origin};
 use super::reader::{Caching, Table};
 use super::testing::{Item, Stored, collect, owned};
 use super::times::Times;
-use super::{EntryRef, RangeDelete, TableFile, table_name, verify_table};
+use super::{Bounds, EntryRef, RangeDelete, TableFile, table_name, verify_table};
 use crate::error::Error;
 use crate::fs::Fs;
 use crate::fs::os::OsFs;
@@ -60,7 +60,9 @@ fn open(path: &Path) -> Result<Arc<Table>, Error> {
 
 fn read_all(table: &Arc<Table>, low: &[u8], high: &[u8], reverse: bool) -> Result<Vec<Item>, Error> {
     [Caching::Keep, Caching::Bypass]
-        .map(|caching| collect(TableCursor::new(Arc::clone(table), low.to_vec(), high.to_vec(), reverse, caching)))
+        .map(|caching| {
+            collect(TableCursor::new(Arc::clone(table), Bounds::new(low.to_vec(), high.to_vec()), reverse, caching))
+        })
         .into_iter()
         .reduce(|a, b| a.and_then(|a| b.map(|b| (assert_eq!(a, b), a).1)))
         .unwrap()

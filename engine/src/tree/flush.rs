@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use crate::error::{Error, Result};
 use crate::exec::Progress;
 use crate::lsn::Lsn;
+use crate::table::Bounds;
 use crate::table::format::Origin;
 
 use super::compaction::job::below;
@@ -65,7 +66,7 @@ impl Tree {
         let mut rule = Rule::new(ranged, version.floor, below(&version, 0, &[]));
         let (mut read, mut dropped) = (0, Dropped::default());
         let mut out = Outputs::new(self, Origin::Flush, 0, times.last().unwrap_or_default().1);
-        let mut entries = MemtableCursor::new(Arc::clone(memtable), Vec::new(), Vec::new(), false, Lsn::MAX);
+        let mut entries = MemtableCursor::new(Arc::clone(memtable), Bounds::all(), false, Lsn::MAX);
         while entries.advance() {
             let Some(entry) = entries.entry() else { break };
             read += 1;

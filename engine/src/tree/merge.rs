@@ -4,7 +4,7 @@
 //! Never: which version is visible.
 
 use std::cmp::Ordering;
-use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::Result;
@@ -12,7 +12,7 @@ use crate::lsn::Lsn;
 use crate::table::cursor::TableCursor;
 use crate::table::reader::{Caching, Table};
 use crate::table::superseded::Superseded;
-use crate::table::{EntryRef, below_end};
+use crate::table::{Bounds, EntryRef, below_end};
 
 use super::memtable::MemtableCursor;
 
@@ -131,22 +131,24 @@ fn order(a: &Source, b: &Source, reverse: bool) -> Ordering {
 /// One source out of tables that do not overlap and are sorted by key.
 #[derive(Debug)]
 pub(crate) struct LevelCursor {
-    tables: VecDeque<Arc<Table>>,
+    tables: Arc<Vec<Arc<Table>>>,
+    /// Those of them that are still to come.
+    left: Range<usize>,
     current: Option<TableCursor>,
-    low: Vec<u8>,
-    high: Vec<u8>,
+    bounds: Arc<Bounds>,
     reverse: bool,
     caching: Caching,
 }
 
 impl LevelCursor {
-    pub(crate) fn new(tables: &[Arc<Table>], low: Vec<u8>, high: Vec<u8>, reverse: bool, caching: Caching) -> Self {
-        let wanted = |t: &&Arc<Table>| {
-            let p = t.properties();
-            p.entries > 0 && p.max_key >= low && below_end(&p.min_key, &high)
-        };
-        let tables = tables.iter().filter(wanted).cloned().collect();
-        Self { tables, current: None, low, high, reverse, caching }
+    /// `tables`: those without entries first.
+    pub(crate) fn new(tables: &Arc<Vec<Arc<Table>>>, bounds: Arc<Bounds>, reverse: bool, caching: Caching) -> Self {
+        let before = |t: &Arc<Table>| t.properties().entries == 0 || t.properties().max_key < bounds.low;
+        let not_behind =
+            |t: &Arc<Table>| t.properties().entries == 0 || below_end(&t.properties().min_key, &bounds.high);
+        let from = tables.partition_point(before);
+        let left = from..tables.partition_point(not_behind).max(from);
+        Self { tables: Arc::clone(tables), left, current: None, bounds, reverse, caching }
     }
 
     fn advance(&mut self) -> Result<bool> {
@@ -156,13 +158,13 @@ impl LevelCursor {
             {
                 return Ok(true);
             }
-            let next = if self.reverse { self.tables.pop_back() } else { self.tables.pop_front() };
-            let Some(table) = next else {
+            let next = if self.reverse { self.left.next_back() } else { self.left.next() };
+            let Some(table) = next.and_then(|n| self.tables.get(n)) else {
                 self.current = None;
                 return Ok(false);
             };
-            let (low, high) = (self.low.clone(), self.high.clone());
-            self.current = Some(TableCursor::new(table, low, high, self.reverse, self.caching));
+            let (table, bounds) = (Arc::clone(table), Arc::clone(&self.bounds));
+            self.current = Some(TableCursor::new(table, bounds, self.reverse, self.caching));
         }
     }
 }

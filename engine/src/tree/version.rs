@@ -8,10 +8,10 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::lsn::{CommitTs, Lsn, Position};
-use crate::table::Hit;
 use crate::table::cursor::TableCursor;
 use crate::table::filter::key_hash;
 use crate::table::reader::{Caching, Table};
+use crate::table::{Bounds, Hit};
 
 use super::memtable::{Memtable, MemtableCursor};
 use super::merge::{HistoryCursor, LevelCursor, Merge, Source};
@@ -30,7 +30,8 @@ pub(crate) struct Version {
     /// Newest first.
     pub(crate) frozen: Vec<Arc<Memtable>>,
     /// `levels[0]`: newest first. Others: sorted by key, not overlapping; tables without entries in front.
-    pub(crate) levels: [Vec<Arc<Table>>; LEVELS],
+    /// Shared with the scans that walk them and with the versions that did not change them.
+    pub(crate) levels: [Arc<Vec<Arc<Table>>>; LEVELS],
     /// Versions that newer ones superseded; only reads at an older LSN ask them.
     pub(crate) history: Vec<Arc<Table>>,
     /// The range deletes of all tables.
@@ -60,7 +61,7 @@ impl Version {
 
     /// All but history tables.
     pub(crate) fn tables(&self) -> impl Iterator<Item = &Arc<Table>> {
-        self.levels.iter().flatten()
+        self.levels.iter().flat_map(|l| l.iter())
     }
 
     pub(crate) fn all_tables(&self) -> impl Iterator<Item = &Arc<Table>> {
@@ -82,18 +83,26 @@ impl Version {
                 !goes
             });
         };
-        self.levels.iter_mut().for_each(&mut retain);
+        for level in &mut self.levels {
+            if level.iter().any(|t| removed.contains(&t.id())) {
+                retain(Arc::make_mut(level));
+            }
+        }
         retain(&mut self.history);
         for (level, table) in added {
             match self.levels.get_mut(usize::from(*level)) {
-                Some(tables) => tables.push(Arc::clone(table)),
+                Some(tables) => Arc::make_mut(tables).push(Arc::clone(table)),
                 None => self.history.push(Arc::clone(table)),
             }
         }
-        let [level0, sorted @ ..] = &mut self.levels;
-        // Their LSNs are apart, but for those without entries, for which no order counts.
-        level0.sort_by_key(|t| std::cmp::Reverse(t.properties().max_lsn));
-        sorted.iter_mut().for_each(|tables| sort_by_key(tables));
+        let grown = |n: usize| added.iter().any(|(level, _)| usize::from(*level) == n);
+        for (n, tables) in self.levels.iter_mut().enumerate().filter(|(n, _)| grown(*n)) {
+            match n {
+                // Their LSNs are apart, but for those without entries, for which no order counts.
+                0 => Arc::make_mut(tables).sort_by_key(|t| std::cmp::Reverse(t.properties().max_lsn)),
+                _ => sort_by_key(Arc::make_mut(tables).as_mut_slice()),
+            }
+        }
         if ranged {
             self.ranges = Arc::new(RangeIndex::of(self.tables().flat_map(|t| t.ranges())));
         }
@@ -101,7 +110,8 @@ impl Version {
 
     /// Puts another handle of the same table in its place.
     pub(crate) fn replace_table(&mut self, table: &Arc<Table>) {
-        let all = self.levels.iter_mut().flatten().chain(&mut self.history);
+        let levels = self.levels.iter_mut().filter(|l| l.iter().any(|t| t.id() == table.id()));
+        let all = levels.flat_map(|l| Arc::make_mut(l).iter_mut()).chain(&mut self.history);
         all.filter(|t| t.id() == table.id()).for_each(|t| *t = Arc::clone(table));
     }
 
@@ -139,7 +149,7 @@ impl Version {
             return Ok(Some(found));
         }
         let [level0, sorted @ ..] = &self.levels;
-        for table in level0 {
+        for table in level0.iter() {
             if let Some(found) = table.get(key, hash, lsn)? {
                 return Ok(Some(found));
             }
@@ -155,18 +165,18 @@ impl Version {
     }
 
     /// All versions that reads at `lsn` may see of keys in `low..high`, and some that they do not.
-    pub(crate) fn merge(&self, low: &[u8], high: &[u8], reverse: bool, lsn: Lsn) -> Merge {
-        let mut sources: Vec<Source> = Vec::new();
+    pub(crate) fn merge(&self, low: Vec<u8>, high: Vec<u8>, reverse: bool, lsn: Lsn) -> Merge {
+        let bounds = Bounds::new(low, high);
+        let mut sources: Vec<Source> = Vec::with_capacity(8);
         for m in self.memtables().filter(|m| m.end().is_some()) {
-            let cursor = MemtableCursor::new(Arc::clone(m), low.to_vec(), high.to_vec(), reverse, lsn);
+            let cursor = MemtableCursor::new(Arc::clone(m), Arc::clone(&bounds), reverse, lsn);
             sources.push(Source::Memtable(cursor));
         }
-        let cursor =
-            |t: &Arc<Table>| TableCursor::new(Arc::clone(t), low.to_vec(), high.to_vec(), reverse, Caching::Keep);
+        let cursor = |t: &Arc<Table>| TableCursor::new(Arc::clone(t), Arc::clone(&bounds), reverse, Caching::Keep);
         let [level0, sorted @ ..] = &self.levels;
         sources.extend(level0.iter().map(|t| Source::Table(cursor(t))));
         for level in sorted.iter().filter(|l| !l.is_empty()) {
-            let level = LevelCursor::new(level, low.to_vec(), high.to_vec(), reverse, Caching::Keep);
+            let level = LevelCursor::new(level, Arc::clone(&bounds), reverse, Caching::Keep);
             sources.push(Source::Level(level));
         }
         if lsn < self.flushed.lsn {

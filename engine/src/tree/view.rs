@@ -90,7 +90,7 @@ impl View {
     #[must_use]
     pub fn scan(&self, keyspace: Keyspace, start: &[u8], end: &[u8], reverse: bool) -> Scan {
         let (low, high) = (internal_key(keyspace, start), internal_end(keyspace, end));
-        let merge = self.version.merge(&low, &high, reverse, self.lsn);
+        let merge = self.version.merge(low, high, reverse, self.lsn);
         let (version, ranged) = (Arc::clone(&self.version), self.version.has_ranges());
         let (key, held, passed) = (Vec::new(), Held::default(), Passed::default());
         Scan {

@@ -14,7 +14,7 @@ use crate::table::format::Origin;
 use crate::table::reader::{Caching, Table};
 use crate::table::superseded::Superseded;
 use crate::table::times::Times;
-use crate::table::{EntryRef, RangeDelete};
+use crate::table::{Bounds, EntryRef, RangeDelete};
 use crate::tree::Tree;
 use crate::tree::merge::{LevelCursor, Merge, Source};
 use crate::tree::version::{HISTORY, Version};
@@ -194,12 +194,12 @@ fn ranges_left(version: &Version, inputs: &[Arc<Table>], floor: Lsn) -> Vec<Rang
 
 fn merge(version: &Version, ids: &[u128]) -> Merge {
     let picked = |tables: &[Arc<Table>]| tables.iter().filter(|t| ids.contains(&t.id())).cloned().collect::<Vec<_>>();
-    let cursor = |t: Arc<Table>| TableCursor::new(t, Vec::new(), Vec::new(), false, Caching::Bypass);
+    let cursor = |t: Arc<Table>| TableCursor::new(t, Bounds::all(), false, Caching::Bypass);
     let [level0, sorted @ ..] = &version.levels;
     let alone = picked(level0).into_iter().chain(picked(&version.history));
     let mut sources: Vec<Source> = alone.map(|t| Source::Table(cursor(t))).collect();
     for tables in sorted.iter().map(|l| picked(l)).filter(|t| !t.is_empty()) {
-        sources.push(Source::Level(LevelCursor::new(&tables, Vec::new(), Vec::new(), false, Caching::Bypass)));
+        sources.push(Source::Level(LevelCursor::new(&Arc::new(tables), Bounds::all(), false, Caching::Bypass)));
     }
     Merge::new(sources, false)
 }

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::lsn::Lsn;
-use crate::table::{EntryRef, below_end};
+use crate::table::{Bounds, EntryRef, below_end};
 
 use super::Memtable;
 use super::slots::Probe;
@@ -43,12 +43,11 @@ impl Chunk {
     }
 }
 
-/// Iterates entries at or below an LSN with keys in `low..high` (empty `high`: no bound).
+/// Iterates entries at or below an LSN within bounds.
 #[derive(Debug)]
 pub(crate) struct MemtableCursor {
     memtable: Arc<Memtable>,
-    low: Vec<u8>,
-    high: Vec<u8>,
+    bounds: Arc<Bounds>,
     reverse: bool,
     lsn: Lsn,
     /// The last entry looked at: the next chunk begins behind it.
@@ -63,9 +62,9 @@ pub(crate) struct MemtableCursor {
 
 impl MemtableCursor {
     /// Stands before the first entry: call [`MemtableCursor::advance`].
-    pub(crate) fn new(memtable: Arc<Memtable>, low: Vec<u8>, high: Vec<u8>, reverse: bool, lsn: Lsn) -> Self {
+    pub(crate) fn new(memtable: Arc<Memtable>, bounds: Arc<Bounds>, reverse: bool, lsn: Lsn) -> Self {
         let chunk = Chunk::default();
-        Self { memtable, low, high, reverse, lsn, last: None, items: FIRST_ITEMS, chunk, next: 0, done: false }
+        Self { memtable, bounds, reverse, lsn, last: None, items: FIRST_ITEMS, chunk, next: 0, done: false }
     }
 
     pub(crate) fn memtable(&self) -> &Memtable {
@@ -94,7 +93,7 @@ impl MemtableCursor {
 
     fn fill(&mut self) {
         let inner = self.memtable.read();
-        let edge = if self.reverse { &self.high } else { &self.low };
+        let edge = if self.reverse { &self.bounds.high } else { &self.bounds.low };
         let from = match &self.last {
             Some((key, lsn)) => Some(Probe { key, lsn: *lsn }),
             None => (!edge.is_empty()).then_some(Probe { key: edge, lsn: Lsn::MAX }),
@@ -108,7 +107,11 @@ impl MemtableCursor {
         self.done = true;
         for addr in walk {
             let entry = inner.arena.entry(addr);
-            let inside = if self.reverse { entry.key >= self.low.as_slice() } else { below_end(entry.key, &self.high) };
+            let inside = if self.reverse {
+                entry.key >= self.bounds.low.as_slice()
+            } else {
+                below_end(entry.key, &self.bounds.high)
+            };
             if !inside {
                 break;
             }

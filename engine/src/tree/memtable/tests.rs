@@ -11,7 +11,7 @@ use crate::clock::{Clock, OsClock};
 use crate::record::Record;
 use crate::rng::{Rng, SeededRng};
 use crate::table::testing::{Item, Stored, owned};
-use crate::table::{below_end, internal_end, internal_key};
+use crate::table::{Bounds, below_end, internal_end, internal_key};
 use crate::tree::tests::Head;
 use crate::value::Value;
 
@@ -216,7 +216,8 @@ impl Run {
     }
 
     fn scan(&self, low: &[u8], high: &[u8], reverse: bool, lsn: Lsn) -> Vec<Item> {
-        let iter = MemtableCursor::new(Arc::clone(&self.memtable), low.to_vec(), high.to_vec(), reverse, lsn);
+        let iter =
+            MemtableCursor::new(Arc::clone(&self.memtable), Bounds::new(low.to_vec(), high.to_vec()), reverse, lsn);
         iter.collect()
     }
 
@@ -289,7 +290,7 @@ fn an_iterator_stays_at_its_lsn_while_records_come() {
         let lsn = run.head.0.lsn;
         for reverse in [false, true] {
             let want = run.model.scan(&[], &[], reverse, lsn);
-            let mut iter = MemtableCursor::new(Arc::clone(&run.memtable), Vec::new(), Vec::new(), reverse, lsn);
+            let mut iter = MemtableCursor::new(Arc::clone(&run.memtable), Bounds::all(), reverse, lsn);
             for item in want {
                 run.step();
                 assert!(iter.next().unwrap() == item, "{shape:?}, reverse {reverse}");
@@ -417,7 +418,7 @@ fn timings() {
             rows[1].push(ns_each(&clock, TIMED, || assert_eq!(found(&sought), TIMED)));
             let absent: Vec<Vec<u8>> = sought.iter().map(|k| [k.as_slice(), b"!"].concat()).collect();
             rows[2].push(ns_each(&clock, TIMED, || assert_eq!(found(&absent), 0)));
-            let scan = || MemtableCursor::new(Arc::clone(&m), Vec::new(), Vec::new(), false, Lsn::MAX).count();
+            let scan = || MemtableCursor::new(Arc::clone(&m), Bounds::all(), false, Lsn::MAX).count();
             rows[3].push(ns_each(&clock, TIMED, || assert_eq!(scan(), TIMED)));
             rows[4].push((m.bytes() / TIMED) as u128);
             rows[6].push(miss_ns(&clock, &rng));
