@@ -72,6 +72,10 @@ impl Wake {
         }
     }
 
+    fn begin(&self) {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner).stop = false;
+    }
+
     fn stop(&self) {
         let mut s = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
         s.stop = true;
@@ -137,6 +141,8 @@ impl WorkerThread {
     #[expect(clippy::disallowed_methods, reason = "this is the execution seam")]
     fn spawn_at(name: &str, wake: Wake, nice: i32, mut worker: impl Worker + 'static) -> std::io::Result<Self> {
         let signal = wake.clone();
+        // The handle may have been another worker's, which was stopped.
+        signal.begin();
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
             lower_priority(nice);
             loop {

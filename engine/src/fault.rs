@@ -39,6 +39,8 @@ pub enum Bug {
     LoseInCompaction,
     /// Write on until the operating system says that the disk is full.
     IgnoreReserve,
+    /// Write a group past the page cache although what a group before it wrote is in the page cache alone.
+    DirectPastUnsynced,
     /// Put a copy in a damaged table's place without reading it first.
     RepairUnverified,
 }

@@ -235,6 +235,17 @@ impl SimFs {
     }
 }
 
+impl SimFs {
+    fn handle(&self, path: &Path, mode: OpenMode) -> io::Result<SimFile> {
+        let class = if mode == OpenMode::CreateNew { OpClass::Name } else { OpClass::Open };
+        let mut disk = self.0.disk();
+        let generation = disk.powered()?;
+        let ino = disk.call_whole(class, |disk| disk.open(path, mode))?;
+        let writable = mode != OpenMode::Read;
+        Ok(SimFile(Arc::new(Handle { shared: self.0.clone(), ino, generation, writable })))
+    }
+}
+
 /// An open simulated file, or a window on one. Clones are one handle.
 #[derive(Clone, Debug)]
 struct SimFile(Arc<Handle>);
@@ -299,7 +310,7 @@ impl Drop for Handle {
 
 /// A handle whose writes are durable when they return.
 #[derive(Debug)]
-struct Direct(Arc<dyn File>);
+struct Direct(SimFile);
 
 impl File for Direct {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
@@ -312,7 +323,9 @@ impl File for Direct {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         self.0.write_all_at(buf, offset)?;
-        self.0.sync_data()
+        let handle = &self.0.0;
+        handle.shared.wait_for_stalls();
+        handle.disk(true)?.call(OpClass::SyncData, |disk, fault| disk.sync_range(handle.ino, offset, buf.len(), fault))
     }
 
     fn len(&self) -> io::Result<u64> {
@@ -346,17 +359,12 @@ impl Drop for SimLock {
 
 impl Fs for SimFs {
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn File>> {
-        let class = if mode == OpenMode::CreateNew { OpClass::Name } else { OpClass::Open };
-        let mut disk = self.0.disk();
-        let generation = disk.powered()?;
-        let ino = disk.call_whole(class, |disk| disk.open(path, mode))?;
-        let writable = mode != OpenMode::Read;
-        Ok(Arc::new(SimFile(Arc::new(Handle { shared: self.0.clone(), ino, generation, writable }))))
+        Ok(Arc::new(self.handle(path, mode)?))
     }
 
     fn open_direct(&self, path: &Path) -> io::Result<Option<Arc<dyn File>>> {
         let direct = self.0.disk().has_direct();
-        Ok(if direct { Some(Arc::new(Direct(self.open(path, OpenMode::Write)?))) } else { None })
+        Ok(if direct { Some(Arc::new(Direct(self.handle(path, OpenMode::Write)?))) } else { None })
     }
 
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {

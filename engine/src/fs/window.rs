@@ -35,12 +35,8 @@ impl Mapped {
         // reference to its bytes leaves this module, so nobody can see them change under a `&[u8]`. The directory is
         // locked against other processes of ours. A file cut short by something else makes a store end the process.
         let mapped = unsafe { MmapOptions::new().offset(start).len(len).map_mut(file) };
-        let map = match mapped {
-            Ok(map) => map,
-            Err(e) if e.kind() == io::ErrorKind::OutOfMemory => return Err(e),
-            // Not every file system can.
-            Err(_) => return Ok(None),
-        };
+        // Not every file system can, and there may be too many mappings.
+        let Ok(map) = mapped else { return Ok(None) };
         // What is wrong there the call will say that is made instead.
         Ok(populate(&map).is_ok().then_some(Self { map, from: start }))
     }

@@ -59,12 +59,17 @@ pub(super) fn torn_len(rest: &[u8], salt: u32) -> usize {
     frame::places(rest, salt).map(reach).max().unwrap_or(0).max(no_end).min(rest.len())
 }
 
-/// A record above `above` in a segment without a header.
-pub(super) fn find_record(bytes: &[u8], above: Lsn) -> Option<(usize, Lsn)> {
-    let mut at = FRAMES_AT as usize;
-    while let Some(rest) = bytes.get(at..).filter(|r| !r.is_empty()) {
-        let whole =
-            frame::decode(rest, None).ok().and_then(|f| Some((f.len, Record::decode(f.record).ok()?.header.lsn)));
+/// Frames looked into by [`find_record`], each of which may claim to be as long as the longest record.
+const LOOKS_MAX: usize = 1024;
+
+/// A record above `above` in a segment without a header, whose frames have `salt` if that is known. Bytes of an older
+/// use may be anything, values that look like frames included: only a salt that is known tells them apart.
+pub(super) fn find_record(bytes: &[u8], above: Lsn, salt: Option<u32>) -> Option<(usize, Lsn)> {
+    let (mut at, mut looks) = (FRAMES_AT as usize, 0);
+    while let Some(rest) = bytes.get(at..).filter(|r| !r.is_empty() && looks < LOOKS_MAX) {
+        let framed = frame::decode(rest, salt).ok();
+        looks += usize::from(framed.is_some());
+        let whole = framed.and_then(|f| Some((f.len, Record::decode(f.record).ok()?.header.lsn)));
         match whole {
             Some((_, lsn)) if lsn > above => return Some((at, lsn)),
             // What stands inside of a whole frame is no frame.

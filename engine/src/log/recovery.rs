@@ -223,7 +223,7 @@ impl<'a> Walk<'a> {
         let Candidate { seq, path, file, bytes: len, header } = candidate;
         let header = match header {
             Found::Newer(found) => return Err(Error::Format { path, found, known: 1 }),
-            Found::Nothing => return self.headerless(&read_first(&*file, &path, len)?, path),
+            Found::Nothing => return self.headerless(seq, &read_first(&*file, &path, len)?, path),
             Found::Header(h) => h,
         };
         if self.missing.is_some() && header.base.lsn <= self.base.lsn {
@@ -294,8 +294,13 @@ impl<'a> Walk<'a> {
     /// A file without a header is a segment made ahead, whole or not, and has no frames: the header
     /// is synced before the first one.
     /// (Frames of an older use have records that the log holds or held: it goes on above them.)
-    fn headerless(&mut self, bytes: &[u8], path: PathBuf) -> Result<()> {
-        if let Some((offset, lsn)) = find_record(bytes, self.end.lsn) {
+    /// Its salt follows from that of the segment before: numbers and salts go up together.
+    fn headerless(&mut self, seq: u64, bytes: &[u8], path: PathBuf) -> Result<()> {
+        let before = self.walked.last().map(|w| (w.header.seq, w.header.salt));
+        // A number far ahead is none that the log gave.
+        let near = before.filter(|(number, _)| seq.saturating_sub(*number) <= 1 << 16);
+        let salt = near.map(|(number, salt)| (number..seq).fold(salt, |s, _| segment::next_salt(s)));
+        if let Some((offset, lsn)) = find_record(bytes, self.end.lsn, salt) {
             let what = format!("the header is damaged; a record of LSN {lsn} stands at offset {offset}");
             return Err(Error::corruption(&path, 0, Some(self.end.lsn.next()), what));
         }

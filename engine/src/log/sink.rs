@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::segment::Segment;
 use crate::env::Env;
+use crate::fault::{Bug, planted};
 use crate::fs::{Blocks, DIRECT_BYTES, File, Window, read_exact_at};
 
 /// Bytes of a window. Making one costs about as much as forty calls.
@@ -69,7 +70,10 @@ impl Sink {
     pub(super) fn write(&mut self, env: &Env, piece: &Piece<'_>, sync: bool) -> io::Result<bool> {
         let Piece { segment, bytes, offset, .. } = *piece;
         self.synced_groups = if sync { self.synced_groups.saturating_add(1) } else { 0 };
-        if sync && self.unsynced.is_none() && self.write_direct(env, piece)? {
+        // A direct write makes nothing durable but itself.
+        let alone = self.unsynced.is_none() && self.synced_groups >= DIRECT_AFTER;
+        if sync && (alone || planted(Bug::DirectPastUnsynced)) && self.write_direct(env, piece)? {
+            self.unsynced = None;
             return Ok(true);
         }
         if let Some(direct) = &mut self.direct {
@@ -113,13 +117,14 @@ impl Sink {
     fn write_direct(&mut self, env: &Env, piece: &Piece<'_>) -> io::Result<bool> {
         let Piece { segment, bytes, offset, .. } = *piece;
         let end = (offset + bytes.len() as u64).next_multiple_of(DIRECT_BYTES as u64);
-        if self.no_direct || self.synced_groups < DIRECT_AFTER || bytes.len() > DIRECT_MAX || end > segment.bytes {
+        if self.no_direct || bytes.len() > DIRECT_MAX || end > segment.bytes {
             return Ok(false);
         }
         self.window = None;
         if self.direct.as_ref().is_none_or(|d| !Arc::ptr_eq(&d.segment, segment)) {
             let last = self.direct.take().map(|d| d.last).unwrap_or_default();
-            let Some(file) = env.fs.open_direct(&segment.path)? else {
+            // Another handle may be refused (there are too many), which is no harm: the one that is open does as well.
+            let Ok(Some(file)) = env.fs.open_direct(&segment.path) else {
                 self.no_direct = true;
                 return Ok(false);
             };
@@ -128,7 +133,7 @@ impl Sink {
         let Some(direct) = &mut self.direct else { return Ok(false) };
         match direct.append(piece) {
             // Refused before anything was written: a disk with larger blocks.
-            Err(e) if e.kind() == io::ErrorKind::InvalidInput => {
+            Err(e) if matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {
                 (self.direct, self.no_direct) = (None, true);
                 Ok(false)
             }

@@ -68,14 +68,22 @@ impl Store {
     /// # Errors
     /// The log's and the tree's.
     pub fn apply_committed(&self) -> Result<()> {
+        let mut looked_again = false;
         loop {
             if self.apply_step()? == Progress::Worked {
-                continue;
-            }
-            if self.tree.applied().lsn >= self.may_apply() || !self.tree.needs_flush() {
+                looked_again = false;
+            } else if self.tree.applied().lsn >= self.may_apply() {
                 return Ok(());
+            } else if self.tree.needs_flush() {
+                self.tree.flush_step()?;
+                looked_again = false;
+            } else if looked_again {
+                // Nothing stands there: a timeline's jump.
+                return Ok(());
+            } else {
+                // Another thread's flush may have ended between the two looks.
+                looked_again = true;
             }
-            self.tree.flush_step()?;
         }
     }
 

@@ -140,7 +140,15 @@ pub(super) struct Pending {
     durability: Durability,
     bytes: usize,
     slot: Arc<Slot>,
-    _place: Place,
+    /// Free before the completion ends: who waited for it may submit again.
+    place: Option<Place>,
+}
+
+impl Pending {
+    fn end(mut self, outcome: Outcome) {
+        self.place = None;
+        self.slot.end(outcome);
+    }
 }
 
 impl Drop for Pending {
@@ -191,14 +199,11 @@ impl Outstanding {
         std::mem::take(&mut self.queue().waiting)
     }
 
-    /// What is queued, or none: then the caller does not attend any more.
-    fn take_or_leave(&self) -> Option<VecDeque<Pending>> {
+    /// The caller does not attend any more; what is queued, if nobody else does.
+    fn leave(&self) -> VecDeque<Pending> {
         let mut queue = self.queue();
-        if queue.waiting.is_empty() {
-            queue.attendants -= 1;
-            return None;
-        }
-        Some(std::mem::take(&mut queue.waiting))
+        queue.attendants -= 1;
+        if queue.attendants > 0 { VecDeque::new() } else { std::mem::take(&mut queue.waiting) }
     }
 }
 
@@ -224,7 +229,7 @@ impl Store {
         };
         let slot = Arc::new(Slot::default());
         let completion = Completion { position, slot: Arc::clone(&slot) };
-        let pending = Pending { lsn: position.lsn, durability, bytes: batch.encoded_len(), slot, _place: place };
+        let pending = Pending { lsn: position.lsn, durability, bytes: batch.encoded_len(), slot, place: Some(place) };
         if durability == Durability::Buffered {
             // As sure as was asked for already.
             let done = if self.hand_over_buffered() { self.log.write_to(position.lsn) } else { Ok(()) };
@@ -280,7 +285,7 @@ impl Store {
 fn end_all(group: Vec<Pending>, failed: impl Fn(&Pending) -> Option<String>) {
     for pending in group {
         let outcome = failed(&pending).map_or(Outcome::Written(pending.durability), Outcome::Unknown);
-        pending.slot.end(outcome);
+        pending.end(outcome);
     }
 }
 
@@ -311,12 +316,12 @@ impl Worker for Completer {
 
 impl Drop for Completer {
     fn drop(&mut self) {
-        while let Some(group) = self.store.outstanding.take_or_leave() {
-            if std::thread::panicking() {
-                drop(group);
-            } else {
-                self.store.complete(group);
-            }
+        // Whoever submits from here on completes by itself, so that this comes to an end.
+        let group = self.store.outstanding.leave();
+        if std::thread::panicking() {
+            drop(group);
+        } else {
+            self.store.complete(group);
         }
     }
 }

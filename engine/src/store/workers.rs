@@ -160,7 +160,7 @@ impl Worker for LogFlusher {
         }
         self.waited = false;
         // From here on a writer wakes this thread again; what was appended before is written now.
-        self.store.flusher_awaited.store(false, Ordering::SeqCst);
+        self.store.flusher_awaited.swap(false, Ordering::SeqCst);
         if self.store.log.buffered_bytes() == 0 {
             return Progress::Idle;
         }

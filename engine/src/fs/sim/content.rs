@@ -87,6 +87,21 @@ impl Content {
         }
     }
 
+    /// What stands in `range` gets to the medium, and nothing else does; earlier changes there are outdone by it.
+    pub(super) fn sync_range(&mut self, range: Range<usize>) {
+        let bytes = self.current.get(range.clone()).unwrap_or_default().to_vec();
+        put(&mut self.durable, range.start, &bytes);
+        self.pending.retain_mut(|change| {
+            let Change::Write { offset, bytes: old } = change else { return true };
+            let end = *offset + old.len();
+            let (from, to) = (range.start.max(*offset), range.end.min(end));
+            if from < to {
+                old[from - *offset..to - *offset].copy_from_slice(&bytes[from - range.start..to - range.start]);
+            }
+            !(range.start <= *offset && end <= range.end)
+        });
+    }
+
     /// A sync that fails: the changes will never reach the medium, and the next sync has nothing
     /// to complain about. With `evict`, the cache forgets them at once too.
     pub(super) fn lose_dirty(&mut self, evict: bool) {

@@ -294,6 +294,17 @@ impl Disk {
         }
     }
 
+    /// The second half of a write past the page cache: that range alone gets to the medium. When it fails the range is
+    /// lost, and with it, as of any failed sync, all else that is not synced.
+    pub(super) fn sync_range(&mut self, ino: Ino, at: u64, len: usize, fault: Option<io::Error>) -> io::Result<()> {
+        if fault.is_some() {
+            return self.sync_data(ino, fault);
+        }
+        let end = position(at.checked_add(len as u64))?;
+        self.inode(ino)?.content.sync_range(end - len..end);
+        Ok(())
+    }
+
     /// A handle or lock goes; those of an earlier process went with it.
     pub(super) fn close(&mut self, ino: Ino, generation: u64, locked: bool) {
         if generation != self.generation {

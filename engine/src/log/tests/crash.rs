@@ -295,6 +295,26 @@ fn planted_bugs_are_noticed() {
     assert!(log.truncate_above(Lsn(1), Lsn(9)).is_ok(), "the rule stands elsewhere too: seed {}", w.seed);
 }
 
+/// Groups that are synced, one that is only written, and one that is synced behind it; what of that a power loss leaves.
+fn written_and_synced_in_turn() -> bool {
+    let w = world(3);
+    let (log, _) = w.open(Lsn::ZERO).unwrap();
+    for n in 1..=40_u64 {
+        // Larger than a block, or the next group would cover it.
+        let p = put(&log, &vec![n as u8; if n % 9 == 0 { 5_000 } else { 300 }]).unwrap();
+        if n % 9 == 0 { log.write_to(p.lsn).unwrap() } else { log.sync_to(p.lsn).unwrap() }
+    }
+    w.fs.crash_losing_unsynced();
+    w.open(Lsn(40)).is_ok_and(|(log, _)| log.last().lsn == Lsn(40))
+}
+
+#[test]
+fn a_synced_group_makes_what_was_only_written_before_it_durable_as_well() {
+    assert!(written_and_synced_in_turn());
+    let _planted = plant(Bug::DirectPastUnsynced);
+    assert!(!written_and_synced_in_turn(), "leaving out what stands in the page cache is not noticed");
+}
+
 #[test]
 fn a_crash_at_every_call_of_writing_through_segments_keeps_what_was_durable() {
     for seed in 0..6 {

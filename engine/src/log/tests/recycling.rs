@@ -162,6 +162,31 @@ fn a_burst_of_released_segments_leaves_no_more_than_a_few_and_a_full_disk_gets_t
 }
 
 #[test]
+fn values_that_look_like_frames_do_not_keep_a_log_from_opening() {
+    let mut w = World::new(9, 16 << 10);
+    let (log, _) = w.open().unwrap();
+    let mut forged = vec![0; frame::HEADER_BYTES];
+    let (epoch, lsn, ts) = (Epoch(1), Lsn(1 << 60), CommitTs(9));
+    let header = crate::record::Header { kind: Kind::EpochStart, epoch, lsn, ts, session: 0, sequence: 0 };
+    crate::record::encode(&mut forged, log.last().chain, &header, |_| ());
+    frame::seal(&mut forged, 0, 77, Lsn::ZERO);
+    let body = forged.repeat((11 << 10) / forged.len());
+    for _ in 0..6 {
+        put(&log, &body).unwrap();
+        w.all.push(body.clone());
+        log.step().unwrap();
+        w.durable = log.durable().get();
+    }
+    w.flush(&log).unwrap();
+    // The segment made ahead is one of those, behind its first blocks.
+    let ahead = lock(&log.shared.prepare).blank.as_ref().map(|b| b.name().to_owned()).unwrap();
+    assert!(find_frames(&w.fs.read_all(&ahead).unwrap()) > 10, "this tests nothing");
+    log.close().unwrap();
+    drop(log);
+    w.check(&w.open().unwrap().0, "after values like frames");
+}
+
+#[test]
 fn spares_of_an_earlier_life_are_deleted_whatever_their_size_and_number() {
     let (mut w, log) = recycled(16 << 10);
     w.flush(&log).unwrap();
