@@ -100,7 +100,9 @@ impl Wake {
 }
 
 /// How much lower than others the priority of background threads is, in the system's steps of niceness.
-const BACKGROUND: i32 = 10;
+///
+/// Ten made merges fall so far behind two busy readers that scans had to look into twenty tables.
+const BACKGROUND: i32 = 5;
 
 /// On Linux niceness is a thread's own; elsewhere it is the process's, and stays.
 fn lower_priority(nice: i32) {

@@ -137,6 +137,7 @@ mod tests {
     fn writers_are_slowed_the_more_the_further_compaction_is_behind_and_not_after_it() {
         use crate::batch::Batch;
         use crate::clock::SimClock;
+        use crate::exec::{Progress, Worker};
         use crate::store::{Durability, Identity};
         use crate::{ClusterId, CommitTs, Env, Options, TimelineId};
 
@@ -164,7 +165,19 @@ mod tests {
         assert!(wait > GRAIN && wait <= LONGEST, "{wait:?}");
         let stalls = store.stats().stalls;
         assert_eq!((stalls.level0.count, stalls.flush.count, stalls.levels.count), (1, 0, 0));
-        while store.maintain_step().unwrap() == crate::exec::Progress::Worked {}
+        // A submitted write does not wait; its completion does, and those behind it.
+        let store = std::sync::Arc::new(store);
+        let mut completer = store.completer();
+        let submit = || store.submit(Batch::new().put(b"k", b"v").unwrap(), &[], Durability::Buffered).unwrap();
+        let first = submit();
+        assert!(first.outcome().is_none());
+        assert_eq!(completer.step(), Progress::Worked);
+        assert!(first.outcome().is_some_and(|o| o.is_ok()));
+        let second = submit();
+        assert!(matches!(completer.step(), Progress::Sleep(_)) && second.outcome().is_none());
+        drop(completer);
+        assert!(second.outcome().is_some_and(|o| o.is_ok()));
+        while store.maintain_step().unwrap() == Progress::Worked {}
         assert_eq!(store.pace(1 << 20), Duration::ZERO);
     }
 

@@ -139,6 +139,8 @@ pub(super) struct Pending {
     lsn: Lsn,
     durability: Durability,
     bytes: usize,
+    /// How long the pace asks for, where the write itself needs no completing: those behind it wait so long.
+    hold: Duration,
     slot: Arc<Slot>,
     /// Free before the completion ends: who waited for it may submit again.
     place: Option<Place>,
@@ -229,11 +231,18 @@ impl Store {
         };
         let slot = Arc::new(Slot::default());
         let completion = Completion { position, slot: Arc::clone(&slot) };
-        let pending = Pending { lsn: position.lsn, durability, bytes: batch.encoded_len(), slot, place: Some(place) };
+        let (bytes, hold) = (batch.encoded_len(), Duration::ZERO);
+        let mut pending = Pending { lsn: position.lsn, durability, bytes, hold, slot, place: Some(place) };
         if durability == Durability::Buffered {
-            // As sure as was asked for already.
+            // As sure as was asked for already; what is left is the pace.
             let done = if self.hand_over_buffered() { self.log.write_to(position.lsn) } else { Ok(()) };
-            end_all(vec![pending], |_| done.as_ref().err().map(ToString::to_string));
+            (pending.bytes, pending.hold) = (0, self.pace(bytes));
+            let ended =
+                if done.is_err() || pending.hold.is_zero() { Err(pending) } else { self.outstanding.push(pending) };
+            match ended {
+                Err(pending) => end_all(vec![pending], |_| done.as_ref().err().map(ToString::to_string)),
+                Ok(()) => self.wake_completer.wake(),
+            }
         } else if let Err(pending) = self.outstanding.push(pending) {
             self.complete(VecDeque::from([pending]));
         } else {
@@ -308,8 +317,9 @@ impl Worker for Completer {
             // A flush may take longer than a segment lasts. On an error the thread for flushes tries again, and tells.
             return self.store.log.prepare_step().unwrap_or(Progress::Idle);
         }
+        let hold = group.iter().map(|p| p.hold).max().unwrap_or_default();
         let bytes = self.store.complete(group);
-        self.not_before = self.store.env.clock.monotonic() + self.store.pace(bytes);
+        self.not_before = self.store.env.clock.monotonic() + self.store.pace(bytes).max(hold);
         Progress::Worked
     }
 }
