@@ -365,6 +365,11 @@ impl Log {
         self.shared.bytes_between(flushed, applied) > self.shared.long_bytes
     }
 
+    /// Whether [`Log::release`] could remove anything once all up to `flushed` is in tables, slots aside.
+    pub(crate) fn would_release(&self, flushed: Lsn) -> bool {
+        self.shared.would_release(flushed)
+    }
+
     /// Counts since the log was opened.
     #[must_use]
     pub fn stats(&self) -> LogStats {

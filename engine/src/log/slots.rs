@@ -148,6 +148,11 @@ impl Shared {
         segments.iter().enumerate().map(|(i, s)| (s.base.lsn, if i == newest { used } else { s.bytes })).collect()
     }
 
+    /// Whether a segment could go if the tables held all up to `flushed`.
+    pub(super) fn would_release(&self, flushed: Lsn) -> bool {
+        lock(&self.segments).get(1).is_some_and(|next| next.base.lsn <= flushed && next.header_synced())
+    }
+
     fn pop_released(&self, floor: Lsn) -> Option<Arc<super::Segment>> {
         let mut segments = lock(&self.segments);
         // Recovery has to find a segment to start with, so the next one's header must be on disk.

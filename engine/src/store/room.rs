@@ -32,7 +32,9 @@ impl Store {
     pub(super) fn flush_for_room(&self) -> bool {
         let flushed = self.tree.flushed().lsn;
         let held = self.log.slots().iter().any(|s| !s.lost && s.at <= flushed);
-        if held || !self.space.segment_refused() || !self.space.reserve_holds(self.tree.next_flush_bytes()) {
+        // The segment in use stays whatever is flushed: a flush for it would be followed by the next, and so on.
+        let goes = self.log.would_release(self.tree.applied().lsn);
+        if held || !goes || !self.space.segment_refused() || !self.space.reserve_holds(self.tree.next_flush_bytes()) {
             return false;
         }
         if !self.tree.has_frozen() {

@@ -355,3 +355,21 @@ fn background_threads_outlive_a_full_disk() {
     store.close().unwrap();
     assert_eq!((world.fs.times_full(), world.fatal.messages()), (0, Vec::new()));
 }
+
+#[test]
+fn no_flush_is_made_for_room_that_it_cannot_give() {
+    let world = World::new(4);
+    // Not enough for another segment, enough for a flush out of the reserve; all log is in the segment in use.
+    world.fs.set_capacity(world.fs.allocated() + (12 << 10));
+    world.maintain();
+    for n in 0..40_u32 {
+        let mut batch = Batch::new();
+        batch.put(&n.to_be_bytes(), b"v").unwrap();
+        world.store().write(&batch, &[], Durability::Written).unwrap();
+        world.maintain();
+    }
+    let stats = world.store().stats();
+    assert_ne!(stats.space.room, Room::Enough, "this tests nothing");
+    // So much fills no memtable.
+    assert!(stats.tree.flushes <= 1, "{} flushes of next to nothing", stats.tree.flushes);
+}
