@@ -59,32 +59,61 @@ pub(super) fn torn_len(rest: &[u8], salt: u32) -> usize {
     frame::places(rest, salt).map(reach).max().unwrap_or(0).max(no_end).min(rest.len())
 }
 
-/// Frames looked into by [`find_record`], each of which may claim to be as long as the longest record.
-const LOOKS_MAX: usize = 1024;
+/// Places that look like a frame and hold no whole record, each of which may claim to be as long as the longest one: more
+/// are not looked into.
+const FALSE_FRAMES_MAX: usize = 1024;
 
-/// A record above `above` in a segment without a header, whose frames have `salt` if that is known. Bytes of an older
-/// use may be anything, values that look like frames included: only a salt that is known tells them apart.
-pub(super) fn find_record(bytes: &[u8], above: Lsn, salt: Option<u32>) -> Option<(usize, Lsn)> {
-    let (mut at, mut looks) = (FRAMES_AT as usize, 0);
-    while let Some(rest) = bytes.get(at..).filter(|r| !r.is_empty() && looks < LOOKS_MAX) {
+/// What stands in a segment without a header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Headerless {
+    /// No record that the log does not hold or held already.
+    Unused,
+    /// A record above that: offset and LSN.
+    Record(usize, Lsn),
+    /// Too much like frames to tell; looked into up to this offset.
+    Unclear(usize),
+}
+
+/// Looks for a record above `above` in a segment without a header, whose frames have `salt` if that is known. Bytes of
+/// an older use may be anything, values that look like frames included: only a salt that is known tells them apart.
+pub(super) fn find_record(bytes: &[u8], above: Lsn, salt: Option<u32>) -> Headerless {
+    let (mut at, mut false_frames) = (FRAMES_AT as usize, 0);
+    while let Some(rest) = bytes.get(at..).filter(|r| !r.is_empty()) {
         let framed = frame::decode(rest, salt).ok();
-        looks += usize::from(framed.is_some());
-        let whole = framed.and_then(|f| Some((f.len, Record::decode(f.record).ok()?.header.lsn)));
-        match whole {
-            Some((_, lsn)) if lsn > above => return Some((at, lsn)),
+        match framed.map(|f| (f.len, Record::decode(f.record))) {
+            Some((_, Ok(record))) if record.header.lsn > above => return Headerless::Record(at, record.header.lsn),
             // What stands inside of a whole frame is no frame.
-            Some((len, _)) => at += len,
+            Some((len, Ok(_))) => at += len,
+            Some((_, Err(_))) if false_frames == FALSE_FRAMES_MAX => return Headerless::Unclear(at),
+            Some((_, Err(_))) => {
+                false_frames += 1;
+                at += 8;
+            }
             None => at += 8,
         }
     }
-    None
+    Headerless::Unused
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::frame;
-    use super::torn_len;
+    use super::{FALSE_FRAMES_MAX, FRAMES_AT, Headerless, find_record, torn_len};
     use crate::lsn::Lsn;
+
+    #[test]
+    fn too_much_that_looks_like_frames_is_not_called_unused() {
+        // A whole frame around 40 bytes that are no record.
+        let mut frame = vec![0; frame::HEADER_BYTES];
+        frame.extend_from_slice(&[7; 40]);
+        frame::seal(&mut frame, 0, 9, Lsn(3));
+        let segment = |count: usize| [vec![0; FRAMES_AT as usize], frame.repeat(count), vec![0; 64]].concat();
+        assert_eq!(find_record(&segment(FALSE_FRAMES_MAX), Lsn(1), None), Headerless::Unused);
+        let unclear = find_record(&segment(FALSE_FRAMES_MAX + 1), Lsn(1), None);
+        assert_eq!(unclear, Headerless::Unclear(FRAMES_AT as usize + FALSE_FRAMES_MAX * frame.len()));
+        // With another salt none of it is a frame.
+        assert_eq!(find_record(&segment(FALSE_FRAMES_MAX + 1), Lsn(1), Some(8)), Headerless::Unused);
+    }
 
     #[test]
     fn what_goes_behind_the_end_is_this_segments() {

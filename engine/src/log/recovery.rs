@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use super::files::{Candidate, find, find_record, read_first, torn_len};
+use super::files::{Candidate, Headerless, find, find_record, read_first, torn_len};
 use super::gate::Gate;
 use super::segment::{self, Blank, FRAMES_AT, Found, Header, Segment};
 use super::slots::Slots;
@@ -300,12 +300,21 @@ impl<'a> Walk<'a> {
         // A number far ahead is none that the log gave.
         let near = before.filter(|(number, _)| seq.saturating_sub(*number) <= 1 << 16);
         let salt = near.map(|(number, salt)| (number..seq).fold(salt, |s, _| segment::next_salt(s)));
-        if let Some((offset, lsn)) = find_record(bytes, self.end.lsn, salt) {
-            let what = format!("the header is damaged; a record of LSN {lsn} stands at offset {offset}");
-            return Err(Error::corruption(&path, 0, Some(self.end.lsn.next()), what));
-        }
-        self.unused.push(path);
-        Ok(())
+        let what = match find_record(bytes, self.end.lsn, salt) {
+            Headerless::Unused => {
+                self.unused.push(path);
+                return Ok(());
+            }
+            Headerless::Record(offset, lsn) => {
+                format!("the header is damaged; a record of LSN {lsn} stands at offset {offset}")
+            }
+            // Rather refused than given up in silence.
+            Headerless::Unclear(offset) => format!(
+                "the header is damaged, and up to offset {offset} too much looks like frames to say that no record is \
+                 lost; restore this node from a replica or a backup"
+            ),
+        };
+        Err(Error::corruption(&path, 0, Some(self.end.lsn.next()), what))
     }
 
     /// The log stands at `position`, whose next frame is at `offset` of the last segment.

@@ -27,10 +27,10 @@ pub(super) struct Sink {
     /// The segment that has written bytes which no sync covers yet.
     unsynced: Option<Arc<Segment>>,
     window: Option<Open>,
-    /// This file system has none.
+    /// This file system has none, or one was refused: it is not asked again.
     no_windows: bool,
     direct: Option<Direct>,
-    /// This file system has none.
+    /// As for windows.
     no_direct: bool,
     /// Groups since one that was not synced.
     synced_groups: u32,

@@ -212,7 +212,8 @@ impl Outstanding {
 impl Store {
     /// [`Store::write`] without the wait: the write has its LSN on return, and the [`Completion`] ends when it is as
     /// sure as was asked for, and visible. The log writer's thread of [`Store::start_background`] sees to that;
-    /// without it the call does it all itself. Writes of one thread that ask for the same end in their order.
+    /// without it the call does it all itself. Writes of one thread that ask for the same end in their order while that
+    /// thread runs, but for `Buffered` ones: each is as sure as asked on return, and ends when the pace allows.
     ///
     /// No disk is waited for, with two exceptions that hold up every writer: memtables that wait for their flush, and
     /// a next log segment that is not made yet. Where writes are slowed because flush or compaction is behind,

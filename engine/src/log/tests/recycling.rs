@@ -187,6 +187,22 @@ fn values_that_look_like_frames_do_not_keep_a_log_from_opening() {
 }
 
 #[test]
+fn a_damaged_header_is_noticed_however_many_records_in_front_are_in_the_tables() {
+    let mut w = World::new(10, 1 << 20);
+    let (log, _) = w.open().unwrap();
+    w.write(&log, 3_000, 20).unwrap();
+    w.flush(&log).unwrap();
+    w.write(&log, 40, 20).unwrap();
+    assert_eq!(newest(&log).seq, 1, "all in the first segment");
+    let path = newest(&log).path.clone();
+    drop(log);
+    // What was said to be durable is not known any more: only the records themselves tell.
+    w.durable = w.base.lsn;
+    w.fs.flip_bit(&path, 40, 3).unwrap();
+    assert!(matches!(w.open(), Err(Error::Corruption { .. })), "durable records given up in silence");
+}
+
+#[test]
 fn spares_of_an_earlier_life_are_deleted_whatever_their_size_and_number() {
     let (mut w, log) = recycled(16 << 10);
     w.flush(&log).unwrap();
