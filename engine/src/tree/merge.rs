@@ -45,29 +45,43 @@ impl Source {
     }
 }
 
+/// A source that stands at an entry, and the beginning of that entry's key: it mostly decides which comes first, without
+/// a look at the source.
+#[derive(Clone, Copy, Debug)]
+struct Standing {
+    head: u128,
+    source: usize,
+}
+
 /// See the module. Stands before the first entry when made.
 #[derive(Debug)]
 pub(crate) struct Merge {
-    /// Those at an entry, by their entries; the first is the merge's.
+    /// They stay where they are: they are large.
     sources: Vec<Source>,
+    /// Those at an entry, by their entries; the last is the merge's.
+    standing: Vec<Standing>,
     reverse: bool,
     primed: bool,
 }
 
 impl Merge {
     pub(crate) const fn new(sources: Vec<Source>, reverse: bool) -> Self {
-        Self { sources, reverse, primed: false }
+        Self { sources, standing: Vec::new(), reverse, primed: false }
+    }
+
+    fn first(&self) -> Option<&Source> {
+        self.sources.get(self.standing.last()?.source)
     }
 
     /// The present entry; `None` before the first and at the end.
     pub(crate) fn entry(&self) -> Option<EntryRef<'_>> {
-        if self.primed { self.sources.first()?.entry() } else { None }
+        self.first()?.entry()
     }
 
     /// Tells the table of the present entry that scans pass over many deletes like it, or the memtable that they pass
     /// over much. False where compaction could do nothing about it.
     pub(crate) fn mark_crowded(&self) -> bool {
-        let table = match self.sources.first() {
+        let table = match self.first() {
             Some(Source::Memtable(m)) => {
                 m.memtable().mark_crowded();
                 return true;
@@ -84,48 +98,63 @@ impl Merge {
     pub(crate) fn advance(&mut self) -> Result<bool> {
         let moved = if self.primed { self.step() } else { self.prime() };
         if moved.is_err() {
-            self.sources.clear();
+            self.standing.clear();
         }
         moved
     }
 
     fn prime(&mut self) -> Result<bool> {
         self.primed = true;
-        let mut at_entries = Vec::with_capacity(self.sources.len());
-        for mut source in std::mem::take(&mut self.sources) {
+        let mut standing = Vec::with_capacity(self.sources.len());
+        for (n, source) in self.sources.iter_mut().enumerate() {
             if source.advance()? {
-                at_entries.push(source);
+                standing.push(Standing { head: head(source, self.reverse), source: n });
             }
         }
-        let reverse = self.reverse;
-        at_entries.sort_by(|a, b| order(a, b, reverse));
-        self.sources = at_entries;
-        Ok(!self.sources.is_empty())
+        standing.sort_by(|a, b| self.order(b, a));
+        self.standing = standing;
+        Ok(!self.standing.is_empty())
     }
 
     fn step(&mut self) -> Result<bool> {
-        let Some(first) = self.sources.first_mut() else { return Ok(false) };
-        if !first.advance()? {
-            self.sources.remove(0);
-            return Ok(!self.sources.is_empty());
+        let Some(Standing { source: n, .. }) = self.standing.pop() else { return Ok(false) };
+        let Some(source) = self.sources.get_mut(n) else { return Ok(false) };
+        if !source.advance()? {
+            return Ok(!self.standing.is_empty());
         }
+        let moved = Standing { head: head(source, self.reverse), source: n };
         // Mostly the source that gave the last entry gives the next one: one comparison tells.
-        let reverse = self.reverse;
-        let mut at = 0;
-        while let Some([a, b]) = self.sources.get_mut(at..at + 2)
-            && order(a, b, reverse).is_gt()
-        {
-            std::mem::swap(a, b);
-            at += 1;
-        }
+        let at = match self.standing.last() {
+            Some(next) if self.order(next, &moved).is_lt() => {
+                self.standing.partition_point(|other| self.order(other, &moved).is_gt())
+            }
+            _ => self.standing.len(),
+        };
+        self.standing.insert(at, moved);
         Ok(true)
+    }
+
+    fn order(&self, a: &Standing, b: &Standing) -> Ordering {
+        let by_key = || {
+            let entry = |s: &Standing| self.sources.get(s.source).and_then(Source::entry);
+            let Some((a, b)) = entry(a).zip(entry(b)) else { return Ordering::Equal };
+            let forward = a.key.cmp(b.key).then_with(|| b.lsn.cmp(&a.lsn));
+            if self.reverse { forward.reverse() } else { forward }
+        };
+        a.head.cmp(&b.head).then_with(by_key)
     }
 }
 
-fn order(a: &Source, b: &Source, reverse: bool) -> Ordering {
-    let Some((a, b)) = a.entry().zip(b.entry()) else { return Ordering::Equal };
-    let forward = a.key.cmp(b.key).then_with(|| b.lsn.cmp(&a.lsn));
-    if reverse { forward.reverse() } else { forward }
+/// The beginning of the key that the source stands at, as a number that is never in another order than the keys.
+fn head(source: &Source, reverse: bool) -> u128 {
+    let key = source.entry().map_or(&[][..], |e| e.key);
+    let head = key.first_chunk().copied().unwrap_or_else(|| {
+        let mut padded = [0; 16];
+        padded.iter_mut().zip(key).for_each(|(to, from)| *to = *from);
+        padded
+    });
+    let head = u128::from_be_bytes(head);
+    if reverse { !head } else { head }
 }
 
 /// One source out of tables that do not overlap and are sorted by key.
