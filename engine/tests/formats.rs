@@ -34,10 +34,11 @@ enum Then {
     Refused(&'static str, u32),
 }
 
-const FIXTURES: [(&str, Versions, Then); 3] = [
+const FIXTURES: [(&str, Versions, Then); 4] = [
     ("tables-1", Versions { identity: 1, segment: 1, manifest: 1, table: 1 }, Then::Refused("manifest", 1)),
     ("tables-2", Versions { identity: 1, segment: 1, manifest: 1, table: 2 }, Then::Refused("manifest", 1)),
-    ("tables-3", Versions { identity: 1, segment: 1, manifest: 2, table: 3 }, Then::Opens),
+    ("tables-3", Versions { identity: 1, segment: 1, manifest: 2, table: 3 }, Then::Refused("manifest", 2)),
+    ("tables-4", Versions { identity: 1, segment: 1, manifest: 3, table: 4 }, Then::Opens),
 ];
 
 /// What `fill` did in LSN order, as a reader sees it in the end.

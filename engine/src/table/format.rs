@@ -21,7 +21,7 @@ use super::RangeDelete;
 use super::block::INTERNAL_KEY_MAX;
 
 /// Format version this program writes and the newest it reads.
-pub(crate) const VERSION: u32 = 3;
+pub(crate) const VERSION: u32 = 4;
 const MAGIC: u64 = u64::from_le_bytes(*b"MSTABLE\x01");
 /// Bytes in front of a block's stored bytes.
 pub(super) const FRAME_BYTES: usize = 20;

@@ -11,6 +11,7 @@ use crate::exec::Progress;
 use crate::lsn::Lsn;
 use crate::table::Bounds;
 use crate::table::format::Origin;
+use crate::table::times::Times;
 
 use super::compaction::job::below;
 use super::compaction::outputs::Outputs;
@@ -80,7 +81,9 @@ impl Tree {
                 }
             }
         }
-        out.finish(&ranges, &times)?;
+        out.finish_main(&ranges, &times)?;
+        out.finish_history(&Times::default())?;
+        out.sync()?;
         let (written, gone) = (out.entries(), dropped.iter().sum::<u64>());
         if written + gone != read {
             let what = format!("a flush lost count: {read} entries read, {written} written, {gone} dropped");

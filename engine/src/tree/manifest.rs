@@ -22,7 +22,7 @@ use crate::table::TableFile;
 use super::version::HISTORY;
 
 /// Format version this program writes and the newest it reads.
-pub(crate) const VERSION: u32 = 2;
+pub(crate) const VERSION: u32 = 3;
 pub(super) const FRAME_BYTES: usize = 32;
 const MAGIC: u64 = u64::from_le_bytes(*b"MSMANIF\x01");
 const EDIT_MAGIC: [u8; 4] = *b"MSed";

@@ -193,7 +193,7 @@ impl Version {
         for m in self.memtables() {
             best = m.time_at(lsn).map_or(best, |t| best.max(t));
         }
-        for t in self.tables() {
+        for t in self.all_tables() {
             if best.0 == lsn {
                 break;
             }
@@ -208,7 +208,7 @@ impl Version {
         for m in self.memtables() {
             best = m.lsn_at(ts).map_or(best, |t| best.max(t));
         }
-        for t in self.tables() {
+        for t in self.all_tables() {
             best = t.lsn_at(ts)?.map_or(best, |t| best.max(t));
         }
         Ok(best)

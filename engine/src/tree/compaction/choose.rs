@@ -76,7 +76,7 @@ pub(super) fn choose(shape: &Shape, rules: &Rules) -> Option<Plan> {
 /// delete covers whole.
 pub(super) fn choose_forgotten(shape: &Shape, rules: &Rules) -> Option<Plan> {
     let floor = rules.floor.0;
-    let over = shape.history.iter().filter(|t| t.superseded <= floor);
+    let over = shape.history.iter().filter(|t| t.superseded <= floor && t.last_time <= floor);
     let buriers: Vec<_> = shape.tables().flat_map(|t| &t.ranges).filter(|r| r.lsn <= floor).collect();
     let buried = shape
         .tables()

@@ -4,6 +4,9 @@
 //! the manifest, wall clocks, the block cache, or more memory than a read-ahead per input, the blocks that are
 //! built, and the packed commit times above the floor.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::collections::binary_heap::PeekMut;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +28,8 @@ use super::shape::Candidate;
 
 /// Entries between two looks at how much was done.
 const ENTRIES: u32 = 64;
+/// Commit times of one history table, in bytes.
+const TIMES_BYTES: usize = 4 << 20;
 
 #[derive(Debug)]
 enum Kind {
@@ -124,11 +129,9 @@ impl Job {
     }
 
     fn finish(&mut self) -> Result<()> {
-        let times = match self.kind {
-            Kind::Main(_) => self.times()?,
-            Kind::History(_) => Times::default(),
-        };
-        self.outputs.finish(&self.ranges, &times)?;
+        self.outputs.finish_main(&self.ranges, &Times::default())?;
+        self.keep_times()?;
+        self.outputs.sync()?;
         let expected: u64 = self.inputs.iter().map(|t| t.properties().entries).sum();
         let (written, dropped) = (self.outputs.entries(), self.dropped.iter().sum::<u64>());
         if self.read == expected && written + dropped == expected {
@@ -142,18 +145,26 @@ impl Job {
         Err(Error::corruption(&path, 0, None, what))
     }
 
-    /// The commit times from the floor on, of all inputs.
-    fn times(&self) -> Result<Times> {
+    /// The commit times above the floor, of all inputs, go into history tables: in the main tables every later merge
+    /// would write those of the whole history window again.
+    fn keep_times(&mut self) -> Result<()> {
         let all = self.inputs.iter().map(|t| t.times()).collect::<Result<Vec<_>>>()?;
-        let above = all.iter().map(|t| t.iter().filter(|(l, _)| *l >= self.floor.0));
-        let mut heads: Vec<_> = above.map(|mut pairs| (pairs.next(), pairs)).collect();
-        let mut out = Times::default();
-        loop {
-            let next = heads.iter_mut().filter(|(head, _)| head.is_some()).min_by_key(|(head, _)| *head);
-            let Some((head, pairs)) = next else { return Ok(out) };
-            let Some((lsn, ts)) = std::mem::replace(head, pairs.next()) else { return Ok(out) };
-            out.push(lsn, ts)?;
+        let mut above: Vec<_> = all.iter().map(|t| t.iter().filter(|(l, _)| *l > self.floor.0)).collect();
+        let firsts = above.iter_mut().enumerate().filter_map(|(n, pairs)| Some(Reverse((pairs.next()?, n))));
+        let mut heads: BinaryHeap<_> = firsts.collect();
+        let mut kept = Times::default();
+        while let Some(mut first) = heads.peek_mut() {
+            let Reverse(((lsn, ts), n)) = *first;
+            kept.push(lsn, ts)?;
+            match above.get_mut(n).and_then(Iterator::next) {
+                Some(pair) => *first = Reverse((pair, n)),
+                None => _ = PeekMut::pop(first),
+            }
+            if kept.as_bytes().len() >= TIMES_BYTES {
+                self.outputs.finish_history(&std::mem::take(&mut kept))?;
+            }
         }
+        self.outputs.finish_history(&kept)
     }
 }
 

@@ -64,7 +64,7 @@ impl Outputs {
         // All versions of a key stay in one table: tables of a level must not overlap.
         let full = |b: &TableBuilder| b.bytes() >= self.table_bytes && b.last_key() != entry.key;
         if self.main.as_ref().is_some_and(full) {
-            self.finish_main(&[], &Times::default())?;
+            self.end_main(&[], &Times::default())?;
         }
         if planted(Bug::LoseInCompaction) && self.origin == Origin::Compaction {
             return Ok(());
@@ -92,7 +92,7 @@ impl Outputs {
 
     fn history(&mut self) -> Result<&mut TableBuilder> {
         if self.history.as_ref().is_some_and(|b| b.bytes() >= HISTORY_BYTES) {
-            self.finish_history()?;
+            self.end_history(&Times::default())?;
         }
         let builder = match self.history.take() {
             Some(b) => b,
@@ -105,16 +105,16 @@ impl Outputs {
         TableBuilder::create(&self.env.fs, &self.dir, Tree::random_id(&self.env), self.block_bytes, origin)
     }
 
-    fn finish_main(&mut self, ranges: &[RangeDelete], times: &Times) -> Result<()> {
+    fn end_main(&mut self, ranges: &[RangeDelete], times: &Times) -> Result<()> {
         let Some(builder) = self.main.take() else { return Ok(()) };
         let file = builder.finish(ranges, times, self.max_ts).map_err(|e| self.build_error(e))?;
         self.done.push(Placed { level: self.level, file });
         Ok(())
     }
 
-    fn finish_history(&mut self) -> Result<()> {
+    fn end_history(&mut self, times: &Times) -> Result<()> {
         let Some(builder) = self.history.take() else { return Ok(()) };
-        let file = builder.finish(&[], &Times::default(), self.max_ts).map_err(|e| self.build_error(e))?;
+        let file = builder.finish(&[], times, self.max_ts).map_err(|e| self.build_error(e))?;
         self.done.push(Placed { level: HISTORY, file });
         Ok(())
     }
@@ -127,14 +127,24 @@ impl Outputs {
         }
     }
 
-    /// Range deletes and commit times that stay go into the last main table, which is made for them if need be.
-    /// Makes the files durable by name.
-    pub(crate) fn finish(&mut self, ranges: &[RangeDelete], times: &Times) -> Result<()> {
+    /// Ends the main tables: range deletes and commit times go into the last one, which is made for them if need be.
+    pub(crate) fn finish_main(&mut self, ranges: &[RangeDelete], times: &Times) -> Result<()> {
         if !ranges.is_empty() || times.count() > 0 {
             self.main()?;
         }
-        self.finish_main(ranges, times)?;
-        self.finish_history()?;
+        self.end_main(ranges, times)
+    }
+
+    /// Ends the history table that is being made: commit times go into it, or into one that is made for them.
+    pub(crate) fn finish_history(&mut self, times: &Times) -> Result<()> {
+        if times.count() > 0 {
+            self.history()?;
+        }
+        self.end_history(times)
+    }
+
+    /// All tables are ended: makes them durable by name.
+    pub(crate) fn sync(&self) -> Result<()> {
         self.env.fs.sync_dir(&self.dir).map_err(|e| self.stop.fatal("sync", &self.dir, &e))
     }
 

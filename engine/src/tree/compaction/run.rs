@@ -174,7 +174,7 @@ impl Tree {
         let (then, mut floor) = state.floor;
         floor = floor.max(version.floor);
         if then == CommitTs::default() || old_enough.0 >= then.0.saturating_add(window / FLOOR_PART) {
-            for table in version.tables() {
+            for table in version.all_tables() {
                 match table.lsn_at(old_enough) {
                     Ok(found) => floor = found.map_or(floor, |t| floor.max(t)),
                     // Without its times the floor stays lower, which is safe.
