@@ -4,7 +4,8 @@
 //! and, unless versions of one key go on, below the first key of the other. Section payload: per
 //! block, `separator (varint length + bytes) | block length varint`; the first block stands at 0, each
 //! other one behind the one before. In memory: the first eight bytes behind what all separators
-//! share in one array, what some have beyond in another. Owns: making, encoding and asking it. Never: blocks.
+//! share in one array, what some have beyond in another, and of each group of blocks the last head in a third: a search
+//! goes through that one, which stays in the processor's cache, and then through one group. Owns: making, encoding and asking it. Never: blocks.
 
 use std::cmp::Ordering;
 
@@ -12,6 +13,9 @@ use crate::codec::{Cursor, Malformed, put_slice, put_varint};
 
 use super::block::{HEAD, INTERNAL_KEY_MAX, head_of};
 use super::format::{FRAME_BYTES, Place, RAW_BYTES_MAX};
+
+/// Blocks of a group: their heads are four cache lines.
+const GROUP: usize = 32;
 
 /// Writes an index as blocks are finished.
 #[derive(Debug, Default)]
@@ -82,6 +86,8 @@ impl Offsets {
 pub(super) struct Index {
     shared: Vec<u8>,
     heads: Vec<u64>,
+    /// The last head of each group that is full.
+    group_ends: Vec<u64>,
     /// How many bytes of a head are the separator's.
     head_lens: Vec<u8>,
     /// What separators have behind their heads, one after another, and where each ends; no ends if none has any.
@@ -124,7 +130,8 @@ impl Index {
         rests.shrink_to_fit();
         rest_ends.shrink_to_fit();
         let (shared, offsets) = (first.get(..shared).unwrap_or_default().to_vec(), Offsets::of(offsets));
-        Ok(Self { shared, heads, head_lens, rests, rest_ends, offsets })
+        let group_ends = heads.chunks_exact(GROUP).filter_map(|g| g.last().copied()).collect();
+        Ok(Self { shared, heads, group_ends, head_lens, rests, rest_ends, offsets })
     }
 
     /// Number of data blocks.
@@ -171,7 +178,10 @@ impl Index {
             Ordering::Equal => {}
         }
         let tail = Tail::of(tail);
-        let mut from = self.heads.partition_point(|h| *h < tail.head);
+        let group = self.group_ends.partition_point(|h| *h < tail.head) * GROUP;
+        let heads = self.heads.get(group..).unwrap_or_default();
+        let heads = heads.get(..GROUP).unwrap_or(heads);
+        let mut from = group + heads.partition_point(|h| *h < tail.head);
         if self.heads.get(from) != Some(&tail.head) {
             return from;
         }
@@ -224,7 +234,7 @@ mod tests {
     fn keys() -> impl Strategy<Value = Vec<Vec<u8>>> {
         let key =
             prop_oneof![proptest::collection::vec(0u8..3, 0..12), "ab{0,9}[a-c]{0,12}".prop_map(String::into_bytes)];
-        proptest::collection::btree_set(key, 1..40).prop_map(|s| s.into_iter().collect())
+        proptest::collection::btree_set(key, 1..120).prop_map(|s| s.into_iter().collect())
     }
 
     proptest! {
