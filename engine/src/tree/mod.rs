@@ -434,10 +434,15 @@ impl Tree {
         u128::from(env.rng.next_u64()) << 64 | u128::from(env.rng.next_u64())
     }
 
-    /// Opens a new table, of the lowest level if `bottom`.
+    /// Opens a table that is new, or whose file is: of the lowest level if `bottom`.
     fn open_table(&self, id: u128, bottom: bool) -> Result<Arc<Table>> {
         let table = Table::open(&self.env.fs, &self.table_path(id), &self.cache)?;
-        let pinned = self.version().all_tables().map(|t| t.pinned_bytes()).sum();
+        let version = self.version();
+        let pinned = version.all_tables().map(|t| t.pinned_bytes()).sum();
+        let table = match version.all_tables().find(|t| t.id() == id) {
+            Some(old) => table.in_place_of(old),
+            None => table,
+        };
         Ok(Arc::new(if bottom && self.options.pins_enough(pinned) { table.without_filter() } else { table }))
     }
 }

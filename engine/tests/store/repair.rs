@@ -199,3 +199,23 @@ fn a_store_that_does_not_open_is_repaired_closed() {
         assert!(last > Lsn::ZERO);
     }
 }
+
+/// A pin from before the repair names the same file: a merge that takes the repaired table lets it go, and the file
+/// stays for the pin.
+#[test]
+fn what_was_pinned_before_a_repair_stays_until_the_pin_goes() {
+    let (home, table, good) = damaged(6);
+    home.put('a', 40);
+    home.store.tree().flush_all().unwrap();
+    let pin = home.store.tree().pinned_tables();
+    home.store.repair_table(id(&table), &good).unwrap();
+    let other = home.store.tree().pinned_tables();
+    assert_eq!(home.store.tree().compact_all().unwrap(), Progress::Worked);
+    for pin in [other, pin] {
+        for file in &pin.tables {
+            let path = home.store.tree().table_path(file.id);
+            assert!(home.fs.read_all(&path).is_ok(), "{} is pinned, and gone", path.display());
+        }
+    }
+    assert_eq!(home.files("table").len() as u64, home.store.stats().tree.tables());
+}
