@@ -219,3 +219,21 @@ fn what_was_pinned_before_a_repair_stays_until_the_pin_goes() {
     }
     assert_eq!(home.files("table").len() as u64, home.store.stats().tree.tables());
 }
+
+#[test]
+fn two_repairs_of_a_table_at_once_both_succeed() {
+    let (home, table, good) = damaged(7);
+    let stall = home.fs.stall_syncs();
+    std::thread::scope(|scope| {
+        let repair = || home.store.repair_table(id(&table), &good);
+        let both = [scope.spawn(repair), scope.spawn(repair)];
+        // Both have written their copy.
+        stall.wait_for(2);
+        drop(stall);
+        for one in both {
+            one.join().unwrap().unwrap();
+        }
+    });
+    assert!(home.get("m000").unwrap());
+    assert!(home.fs.files().iter().all(|f| !f.to_str().unwrap().ends_with("tmp")), "{:?}", home.fs.files());
+}
