@@ -159,7 +159,7 @@ impl Store {
             Scrubbed::Gone => None,
         };
         if let (Item::Table(t), Some(found)) = (&*item, &found) {
-            self.tell_tree(t.id(), found);
+            self.tell_tree(t, found);
         }
         pass.bytes_before += item.bytes();
         pass.read = 0;
@@ -200,10 +200,10 @@ impl Store {
     }
 
     /// Lets compaction leave a damaged table alone, and take a whole one again.
-    fn tell_tree(&self, id: u128, found: &[Finding]) {
+    fn tell_tree(&self, table: &TableScrub, found: &[Finding]) {
         match found.first() {
-            Some(f) => self.tree.note_damage(id, text(f)),
-            None => self.tree.forget_damage(id),
+            Some(f) => self.tree.note_damage(table, text(f)),
+            None => self.tree.forget_damage(table.id()),
         }
     }
 }

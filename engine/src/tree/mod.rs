@@ -6,7 +6,8 @@
 //! the data directory. Never: the log, and never a record above the commit LSN: its caller hands
 //! over committed records only, so a flush never has to be undone \[I2\].
 //!
-//! Lock order: flushing or compacting → manifest → what is published; applier → what is published.
+//! Lock order: flushing or compacting → manifest → what is published; applier → what is published. What is damaged
+//! comes last, and is held across no I/O.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -26,6 +27,7 @@ use crate::table::{parse_table_name, table_name};
 
 mod checkpoint;
 mod compaction;
+mod damage;
 #[cfg(feature = "sim")]
 mod decoders;
 mod flush;
@@ -60,6 +62,7 @@ pub use stats::{DroppedStats, HeldStats, LevelStats, TreeStats};
 pub use view::{Entry, Found, Scan, ScanEntry, View};
 
 use compaction::Compacting;
+use damage::Damage;
 use manifest::{EpochStart, Event, Placed, State};
 use manifest_file::Manifest;
 use memtable::{Change, Memtable, Spare};
@@ -88,6 +91,7 @@ pub struct Tree {
     manifest: Mutex<Manifest>,
     flushing: Mutex<()>,
     compacting: Mutex<Compacting>,
+    damaged: Damage,
     counters: Counters,
     pressure: Pressure,
     barrier: Barrier,
@@ -203,6 +207,7 @@ impl Tree {
             manifest: Mutex::new(manifest),
             flushing: Mutex::new(()),
             compacting: Mutex::default(),
+            damaged: Damage::default(),
             counters: Counters::default(),
             pressure: Pressure::default(),
             barrier: Barrier::default(),

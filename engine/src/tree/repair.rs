@@ -45,7 +45,7 @@ impl Tree {
         let bottom = level.is_some_and(|l| l > 0 && usize::from(l) + 1 == super::version::LEVELS);
         let table = self.open_table(id, bottom)?;
         self.change_version(|version| version.replace_table(&table));
-        compacting.forget(id);
+        self.damaged.forget(id);
         Ok(())
     }
 

@@ -40,6 +40,11 @@ impl TableScrub {
         &self.path
     }
 
+    /// The handle that the tree had when the pass began, unless that is gone.
+    pub(super) fn table(&self) -> Option<Arc<Table>> {
+        self.table.upgrade()
+    }
+
     /// Its table.
     pub(crate) const fn id(&self) -> u128 {
         self.file.id
@@ -95,7 +100,7 @@ impl Tree {
     }
 
     /// Whether the tree reads from this very handle.
-    fn has_table(&self, table: &Arc<Table>) -> bool {
+    pub(super) fn has_table(&self, table: &Arc<Table>) -> bool {
         self.published.with(|v| v.all_tables().any(|t| Arc::ptr_eq(t, table)))
     }
 }

@@ -141,7 +141,6 @@ pub(super) struct Counters {
     pub(super) merged_bytes: AtomicU64,
     pub(super) compacted_bytes: AtomicU64,
     dropped: [AtomicU64; 5],
-    pub(super) damaged: AtomicU64,
     /// Bytes of keys and values that merges went through, unfinished ones too.
     pub(super) stepped_bytes: AtomicU64,
 }
@@ -216,7 +215,7 @@ impl Tree {
             compacted_bytes: count(&c.compacted_bytes),
             dropped: c.dropped_stats(),
             crowded_tables: version.tables().filter(|t| t.is_crowded()).count() as u64,
-            damaged_tables: count(&c.damaged),
+            damaged_tables: self.damaged.len(),
             cache_hits: reads.cache_hits,
             cache_misses: reads.cache_misses,
             filter_spared: reads.filter_spared,

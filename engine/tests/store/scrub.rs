@@ -153,6 +153,23 @@ fn a_file_that_cannot_be_read_is_damage_too() {
     assert!(found.len() == 1 && found[0].path == table && found[0].what.contains("missing"), "{found:?}");
 }
 
+#[test]
+fn damage_of_a_table_that_is_merged_away_is_no_longer_told() {
+    let home = home(4);
+    home.put('a', 60);
+    home.store.tree().flush_all().unwrap();
+    let table = home.table_from("a000");
+    let fs: Arc<dyn Fs> = Arc::clone(&home.fs) as Arc<dyn Fs>;
+    let sections = TableView::open(&fs, &table).unwrap().properties().sections;
+    // A merge does not need the filter.
+    let filter = sections.iter().find(|s| s.name == "filter").unwrap();
+    home.fs.flip_bit(&table, filter.offset + 20, 3).unwrap();
+    home.pass(4096);
+    assert_eq!((home.store.damage().len(), home.store.stats().tree.damaged_tables), (1, 1));
+    assert_eq!(home.store.tree().compact_all().unwrap(), Progress::Worked);
+    assert_eq!((home.store.damage(), home.store.stats().tree.damaged_tables), (vec![], 0));
+}
+
 /// Whatever goes on beside it, a scrub finds nothing where nothing is damaged, and no table file stays for its sake.
 #[test]
 fn what_changes_under_a_scrub_is_not_called_damage() {
