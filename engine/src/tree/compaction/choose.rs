@@ -249,8 +249,9 @@ fn expired(t: &Candidate, now: CommitTs) -> u64 {
     if t.expiring == 0 || now.0 < first {
         return 0;
     }
-    let (passed, all) = (now.0.min(last) - first + 1, last - first + 1);
-    u64::try_from(u128::from(t.expiring) * u128::from(passed) / u128::from(all)).unwrap_or(t.expiring)
+    // Of all there are, there are 2^64.
+    let upto = |end: u64| u128::from(end.saturating_sub(first)) + 1;
+    u64::try_from(u128::from(t.expiring) * upto(now.0.min(last)) / upto(last)).unwrap_or(t.expiring)
 }
 
 /// In a tree that nobody writes to: brings down what makes it much larger than its deepest level.

@@ -122,6 +122,19 @@ fn deletes_that_damage_keeps_where_they_are_do_not_keep_others() {
 }
 
 #[test]
+fn expiries_from_the_first_to_the_last_microsecond_are_counted() {
+    let at = |expiry, floor| {
+        let t = Candidate { expiring: 10, expiry, ..table(9, 1, 9, 10) };
+        choose(&shape(vec![], vec![t]), &Rules { floor: (Lsn(50), CommitTs(floor)), ..rules() })
+    };
+    let due = Some(Plan::Merge(vec![9], LAST_LEVEL));
+    assert_eq!(at((0, u64::MAX), 1), None);
+    assert_eq!(at((0, u64::MAX), u64::MAX / 2), due);
+    assert_eq!(at((0, u64::MAX), u64::MAX), due);
+    assert_eq!(at((u64::MAX, u64::MAX), u64::MAX), due);
+}
+
+#[test]
 fn small_history_tables_become_one() {
     let history: Vec<_> = (0..16).map(|n| Candidate { superseded: Lsn(9), ..table(n, 1, 9, 10) }).collect();
     let s = Shape { history, ..Shape::default() };
