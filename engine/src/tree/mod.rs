@@ -429,7 +429,7 @@ impl Tree {
     fn look_after_change(&self) {
         let version = self.version();
         // What readers hold of replaced versions is memory as well.
-        let pinned = version.all_tables().map(|t| t.pinned_bytes()).sum::<u64>() + self.held().memtable_bytes;
+        let pinned = version.all_tables().map(|t| t.pinned_bytes()).sum::<u64>() + self.held_memtable_bytes();
         // At least two: what one leaves behind waits for the next.
         self.cache.set_capacity(self.options.cache_bytes(version.memtables().count().max(2), pinned));
         self.pressure.measure(&version, &self.options);
