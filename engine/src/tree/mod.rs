@@ -177,6 +177,11 @@ impl Tree {
         Self::with(env, dir, options, manifest, stop)
     }
 
+    /// Adds to an error of the log what of the manifest may be to blame.
+    pub(crate) fn explain(&self, e: Error) -> Error {
+        lock(&self.manifest).explain(e)
+    }
+
     /// Makes durable what was read, and removes what the manifest does not name.
     pub(crate) fn tidy(&self) -> Result<()> {
         let mut manifest = lock(&self.manifest);
@@ -192,7 +197,8 @@ impl Tree {
         let state = manifest.state();
         let spare = Memtable::spare(options.memtable_bytes);
         let active = Memtable::new(options.memtable_bytes, &spare);
-        let version = open_tables(&env, &tables_dir, &cache, state, options, active)?;
+        let version =
+            open_tables(&env, &tables_dir, &cache, state, options, active).map_err(|e| manifest.explain(e))?;
         let applier = Applier { epochs: state.epochs.clone(), timeline: state.timeline };
         let published = Published::new(version, state.flushed);
         let tree = Self {
