@@ -53,10 +53,7 @@ pub fn report(service: &Service, archive: &Archive, peers: &BTreeMap<u64, String
         out.archived_lsn = service.archived().get().0;
         unarchived = oldest_unarchived(store, service.archived().get(), failing);
         if out.trouble.is_empty() {
-            out.trouble = damage(&store.damage()).unwrap_or_default();
-        }
-        if let Some(little) = store.space().trouble().filter(|_| out.trouble.is_empty()) {
-            out.trouble = little;
+            out.trouble = trouble(store).unwrap_or_default();
         }
         let tree = store.tree().stats();
         out.storage = Some(v1::StorageStatus {
@@ -84,6 +81,15 @@ pub fn report(service: &Service, archive: &Archive, peers: &BTreeMap<u64, String
         no_base: leads && archive.has_no_base(),
     });
     out
+}
+
+/// What is wrong with the store, the worst first, in one sentence.
+fn trouble(store: &Store) -> Option<String> {
+    let unread = || {
+        let first = store.scrub_unread().into_iter().next()?;
+        Some(format!("the scrub could not read all files, the next pass tries again: {first}"))
+    };
+    damage(&store.damage()).or_else(|| store.space().trouble()).or_else(unread)
 }
 
 /// What compaction and the scrub found, in one sentence.
