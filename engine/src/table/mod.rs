@@ -171,6 +171,17 @@ pub(crate) fn below_end(key: &[u8], end: &[u8]) -> bool {
     end.is_empty() || key < end
 }
 
+/// The first sixteen bytes of a key as a number, zeros behind its end: of two keys the higher one never has the lower
+/// number.
+pub(crate) fn key_head(key: &[u8]) -> u128 {
+    let head = key.first_chunk().copied().unwrap_or_else(|| {
+        let mut padded = [0; 16];
+        padded.iter_mut().zip(key).for_each(|(to, from)| *to = *from);
+        padded
+    });
+    u128::from_be_bytes(head)
+}
+
 /// Longest key that [`InternalKey`] holds without an allocation, keyspace byte included.
 const SHORT_KEY: usize = 64;
 

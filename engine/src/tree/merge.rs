@@ -12,7 +12,7 @@ use crate::lsn::Lsn;
 use crate::table::cursor::TableCursor;
 use crate::table::reader::{Caching, Table};
 use crate::table::superseded::Superseded;
-use crate::table::{Bounds, EntryRef, below_end};
+use crate::table::{Bounds, EntryRef, below_end, key_head};
 
 use super::memtable::{Memtable, MemtableCursor};
 
@@ -153,15 +153,9 @@ impl Merge {
     }
 }
 
-/// The beginning of the key that the source stands at, as a number that is never in another order than the keys.
+/// The beginning of the key that the source stands at, as a number in the merge's order.
 fn head(source: &Source, reverse: bool) -> u128 {
-    let key = source.entry().map_or(&[][..], |e| e.key);
-    let head = key.first_chunk().copied().unwrap_or_else(|| {
-        let mut padded = [0; 16];
-        padded.iter_mut().zip(key).for_each(|(to, from)| *to = *from);
-        padded
-    });
-    let head = u128::from_be_bytes(head);
+    let head = key_head(source.entry().map_or(&[], |e| e.key));
     if reverse { !head } else { head }
 }
 

@@ -11,7 +11,7 @@ use crate::lsn::{CommitTs, Lsn, Position};
 use crate::table::cursor::TableCursor;
 use crate::table::filter::key_hash;
 use crate::table::reader::{Caching, Table};
-use crate::table::{Bounds, Hit};
+use crate::table::{Bounds, Hit, key_head};
 
 use super::memtable::{Memtable, MemtableCursor};
 use super::merge::{HistoryCursor, LevelCursor, Merge, Source};
@@ -32,6 +32,9 @@ pub(crate) struct Version {
     /// `levels[0]`: newest first. Others: sorted by key, not overlapping; tables without entries in front.
     /// Shared with the scans that walk them and with the versions that did not change them.
     pub(crate) levels: [Arc<Vec<Arc<Table>>>; LEVELS],
+    /// Of each level but the first the heads of its tables' last keys, as [`key_head`] gives them: a get finds its table
+    /// without a look at others.
+    ends: [Arc<Vec<u128>>; LEVELS],
     /// Versions that newer ones superseded; only reads at an older LSN ask them.
     pub(crate) history: Vec<Arc<Table>>,
     /// The range deletes of all tables.
@@ -48,6 +51,7 @@ impl Version {
             active: Arc::new(active),
             frozen: Vec::new(),
             levels: Default::default(),
+            ends: Default::default(),
             history: Vec::new(),
             ranges: Arc::default(),
             flushed,
@@ -83,9 +87,12 @@ impl Version {
                 !goes
             });
         };
-        for level in &mut self.levels {
+        let mut changed: [bool; LEVELS] = std::array::from_fn(|n| added.iter().any(|(l, _)| usize::from(*l) == n));
+        let grown = changed;
+        for (level, changed) in self.levels.iter_mut().zip(&mut changed) {
             if level.iter().any(|t| removed.contains(&t.id())) {
                 retain(Arc::make_mut(level));
+                *changed = true;
             }
         }
         retain(&mut self.history);
@@ -95,13 +102,16 @@ impl Version {
                 None => self.history.push(Arc::clone(table)),
             }
         }
-        let grown = |n: usize| added.iter().any(|(level, _)| usize::from(*level) == n);
-        for (n, tables) in self.levels.iter_mut().enumerate().filter(|(n, _)| grown(*n)) {
+        for ((n, tables), _) in self.levels.iter_mut().enumerate().zip(grown).filter(|(_, grown)| *grown) {
             match n {
                 // Their LSNs are apart, but for those without entries, for which no order counts.
                 0 => Arc::make_mut(tables).sort_by_key(|t| std::cmp::Reverse(t.properties().max_lsn)),
                 _ => sort_by_key(Arc::make_mut(tables).as_mut_slice()),
             }
+        }
+        let sorted = self.levels.iter().zip(&mut self.ends).zip(changed).skip(1);
+        for ((tables, ends), _) in sorted.filter(|(_, changed)| *changed) {
+            *ends = Arc::new(tables.iter().map(|t| key_head(&t.properties().max_key)).collect());
         }
         if ranged {
             self.ranges = Arc::new(RangeIndex::of(self.tables().flat_map(|t| t.ranges())));
@@ -148,14 +158,18 @@ impl Version {
         if let Some(found) = self.memtables().find_map(|m| m.get(key, hash, lsn)) {
             return Ok(Some(found));
         }
-        let [level0, sorted @ ..] = &self.levels;
+        let ([level0, sorted @ ..], [_, ends @ ..]) = (&self.levels, &self.ends);
         for table in level0.iter() {
             if let Some(found) = table.get(key, hash, lsn)? {
                 return Ok(Some(found));
             }
         }
-        for level in sorted.iter().filter(|l| !l.is_empty()) {
-            let at = level.partition_point(|t| t.properties().max_key.as_slice() < key);
+        let head = key_head(key);
+        for (level, ends) in sorted.iter().zip(ends).filter(|(l, _)| !l.is_empty()) {
+            let tied = ends.partition_point(|e| *e < head);
+            let ties = ends.get(tied..).map_or(0, |e| e.iter().take_while(|e| **e == head).count());
+            let ties = level.get(tied..tied + ties).unwrap_or_default();
+            let at = tied + ties.partition_point(|t| t.properties().max_key.as_slice() < key);
             let table = level.get(at).filter(|t| t.properties().min_key.as_slice() <= key);
             if let Some(found) = table.map_or(Ok(None), |t| t.get(key, hash, lsn))? {
                 return Ok(Some(found));
