@@ -75,7 +75,13 @@ impl Intent {
         }
         let (epoch, lsn, ts) = (Epoch(c.u64()?), Lsn(c.u64()?), CommitTs(c.u64()?));
         let end = Position { epoch, lsn, chain: Chain(c.array()?), ts };
-        Ok(Self { end, first_cut: Chain(c.array()?) })
+        let first_cut = Chain(c.array()?);
+        if c.u64()? != 0 || !c.is_empty() {
+            return Err(Malformed(
+                "an intent to cut the log has reserved bytes that are not zero, or bytes behind them",
+            ));
+        }
+        Ok(Self { end, first_cut })
     }
 }
 
@@ -255,5 +261,22 @@ mod tests {
             assert!(Intent::decode(&bad).is_err(), "bit {bit}");
         }
         assert!(Intent::decode(&bytes[..40]).is_err());
+    }
+
+    #[test]
+    fn reserved_bytes_and_bytes_behind_that_say_something_are_refused() {
+        let end = Position { epoch: Epoch(3), lsn: Lsn(9), chain: Chain([1; 16]), ts: CommitTs(8) };
+        let bytes = Intent { end, first_cut: Chain([2; 16]) }.encode();
+        for at in 64..72 {
+            let mut bad = bytes.clone();
+            bad[at] = 1;
+            let sum = xxh3_64(&bad[..72]);
+            bad[72..].copy_from_slice(&sum.to_le_bytes());
+            assert!(Intent::decode(&bad).is_err(), "byte {at}");
+        }
+        let mut longer = bytes[..72].to_vec();
+        longer.extend_from_slice(&[0; 8]);
+        longer.extend_from_slice(&xxh3_64(&longer).to_le_bytes());
+        assert!(Intent::decode(&longer).is_err());
     }
 }
