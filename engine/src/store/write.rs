@@ -85,19 +85,25 @@ impl Store {
     /// Appends records as the primary wrote them, each checked to continue this log.
     ///
     /// # Errors
-    /// `Record` when they do not continue it; `DiskFull` as for [`Store::append`]; the log's.
-    pub fn append_replicated(&self, mut records: &[u8]) -> Result<Position> {
+    /// `Record` when they do not continue it; `DiskFull` as for [`Store::append`]; the log's. Those before the one that
+    /// failed are kept, and become durable like others.
+    pub fn append_replicated(&self, records: &[u8]) -> Result<Position> {
         if !records.is_empty() {
             self.check_room()?;
         }
         let _order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
+        let appended = self.append_records(records);
+        self.wake_log.wake();
+        appended.map(|()| self.log.last())
+    }
+
+    fn append_records(&self, mut records: &[u8]) -> Result<()> {
         while !records.is_empty() {
             let record = Record::decode(records)?;
             self.log.append_record(&record)?;
             records = records.get(record.bytes.len()..).unwrap_or_default();
         }
-        self.wake_log.wake();
-        Ok(self.log.last())
+        Ok(())
     }
 
     /// An embedded write: the store's own log commits it at the durability asked for, and it is visible on
@@ -245,4 +251,69 @@ fn replay_onto(now: &mut Current, record: &Record<'_>, keyspace: Keyspace, key: 
         }
     }
     Ok(())
+}
+
+#[cfg(all(test, feature = "sim"))]
+#[allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test fails by panicking and runs real threads")]
+mod tests {
+    use std::path::Path;
+    use std::sync::{Arc, mpsc};
+    use std::time::Duration;
+
+    use super::*;
+    use crate::clock::SimClock;
+    use crate::exec::{Progress, Worker, WorkerThread};
+    use crate::fs::sim::SimFs;
+    use crate::store::Identity;
+    use crate::{ClusterId, Env, Options, TimelineId};
+
+    fn store() -> Arc<Store> {
+        store_on(&SimFs::new(1))
+    }
+
+    fn store_on(fs: &Arc<SimFs>) -> Arc<Store> {
+        let dir = Path::new("/data");
+        fs.prepare_dir(dir).unwrap();
+        let (env, _) = Env::sim(Arc::clone(fs), SimClock::new(CommitTs(1_000_000)), 1);
+        let identity = Identity { cluster: ClusterId(1), timeline: TimelineId(1) };
+        Arc::new(Store::create(env, dir, &Options::tiny(), identity).unwrap())
+    }
+
+    /// Stands for the log writer's thread: tells of each time that it is roused.
+    struct Roused(mpsc::Sender<()>);
+
+    impl Worker for Roused {
+        fn step(&mut self) -> Progress {
+            if self.0.send(()).is_ok() { Progress::Idle } else { Progress::Done }
+        }
+    }
+
+    #[test]
+    fn the_log_writer_is_roused_for_what_was_taken_of_a_chunk_that_ends_at_a_full_disk() {
+        let primary = store();
+        for n in 0..40u16 {
+            let mut batch = put(&n.to_be_bytes());
+            batch.put(b"large", &[1; 1000]).unwrap();
+            primary.append(Epoch(0), &batch, &[]).unwrap();
+        }
+        let chunk = primary.log.reader(Lsn(1)).unwrap().next(Lsn::MAX, 1 << 20).unwrap().unwrap();
+        let fs = SimFs::new(2);
+        let replica = store_on(&fs);
+        while replica.log.prepare_step().unwrap() == Progress::Worked {}
+        fs.set_capacity(fs.allocated());
+        let (tx, rx) = mpsc::channel();
+        let _thread = WorkerThread::spawn("log-writer", replica.wake_log.clone(), Roused(tx)).unwrap();
+        rx.recv().unwrap();
+        let refused = replica.append_replicated(&chunk.bytes);
+        assert!(matches!(refused, Err(Error::DiskFull { .. })), "{refused:?}");
+        let last = replica.log.last().lsn;
+        assert!(last > Lsn(15) && last < chunk.last, "{last} of {}", chunk.last);
+        assert_eq!(rx.recv_timeout(Duration::from_secs(10)), Ok(()), "{last} records are left in memory");
+    }
+
+    fn put(key: &[u8]) -> Batch {
+        let mut batch = Batch::new();
+        batch.put(key, b"value").unwrap();
+        batch
+    }
 }
