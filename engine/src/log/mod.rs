@@ -271,6 +271,19 @@ impl Log {
         self.shared.mark(true)
     }
 
+    /// Cuts made since the log was opened. While this stays the same, so does what was appended.
+    pub(crate) fn cuts(&self) -> u64 {
+        self.shared.cuts.load(Ordering::SeqCst)
+    }
+
+    /// Whether the log still works.
+    ///
+    /// # Errors
+    /// `Stopped`.
+    pub(crate) fn check_stopped(&self) -> Result<()> {
+        self.shared.check_stopped()
+    }
+
     /// Highest LSN appended.
     #[must_use]
     pub fn appended(&self) -> &Watermark {

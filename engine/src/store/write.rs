@@ -193,6 +193,8 @@ impl Store {
             let holds = match &c.expect {
                 Expect::Exists => value.is_some(),
                 Expect::Absent => value.is_none(),
+        // Or records that will never be durable would be shown on the way to the same error.
+        self.log.check_stopped()?;
                 Expect::Version(lsn) => value.is_some() && current.version == *lsn,
                 Expect::Value(bytes) => value.is_some_and(|v| v.data == bytes.as_slice()),
             };
