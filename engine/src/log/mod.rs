@@ -95,6 +95,8 @@ struct Shared {
     written: AtomicU64,
     /// Bytes of frames in memory only.
     pending_bytes: AtomicUsize,
+    /// Cuts made since the log was opened.
+    cuts: AtomicU64,
     /// Held by whoever leads.
     sink: Mutex<sink::Sink>,
     counters: stats::Counters,

@@ -516,6 +516,7 @@ impl<'a> Walk<'a> {
             retained_bytes: options.retained_log_bytes,
             spares_max: spares_max(options, segment_bytes(options)),
             long_bytes: LONG_MEMTABLES * segment_bytes(options).max(options.memtable_bytes as u64),
+            cuts: AtomicU64::new(0),
             head: Mutex::new(Head::new(self.end, self.evidence, newest, offset)),
             prepare: Mutex::new(Prepare::new(next_seq, VecDeque::new())),
             segments: Mutex::new(segments),

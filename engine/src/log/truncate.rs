@@ -224,6 +224,8 @@ impl Shared {
 
     fn apply_cut(&self, head: &mut Head, end: Position, segment: &Arc<Segment>, offset: u64) -> Result<()> {
         let mut prepare = lock(&self.prepare);
+        // First: whoever sees another record in the place of one that is cut sees this.
+        self.cuts.fetch_add(1, Ordering::SeqCst);
         // Readers must see the cut before bytes vanish under them.
         let gone: Vec<_> = {
             let mut segments = lock(&self.segments);

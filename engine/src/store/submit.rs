@@ -17,7 +17,7 @@ use crate::batch::{Batch, Condition};
 use crate::error::{Error, Result};
 use crate::exec::{Progress, Worker};
 use crate::limits::OUTSTANDING_WRITES_MAX;
-use crate::lsn::{Lsn, Position};
+use crate::lsn::Position;
 
 /// A write that has its LSN and may not be as sure yet as was asked for. It is a future for any executor; without
 /// one, [`Completion::wait`] blocks. Dropping it does not take the write back.
@@ -136,7 +136,9 @@ impl Drop for Place {
 /// A write to be completed. Dropped without an outcome, its outcome is unknown.
 #[derive(Debug)]
 pub(super) struct Pending {
-    lsn: Lsn,
+    position: Position,
+    /// Cuts of the log before the record was appended.
+    cuts: u64,
     durability: Durability,
     bytes: usize,
     /// How long the pace asks for, where the write itself needs no completing: those behind it wait so long.
@@ -226,6 +228,7 @@ impl Store {
     pub fn submit(&self, batch: &Batch, conditions: &[Condition], durability: Durability) -> Result<Completion> {
         let place = self.outstanding.place()?;
         self.make_room()?;
+        let cuts = self.log.cuts();
         let position = match durability {
             Durability::Synced => self.append(self.log.last().epoch, batch, conditions)?,
             Durability::Written | Durability::Buffered => self.append_visible(batch, conditions)?,
@@ -233,7 +236,7 @@ impl Store {
         let slot = Arc::new(Slot::default());
         let completion = Completion { position, slot: Arc::clone(&slot) };
         let (bytes, hold) = (batch.encoded_len(), Duration::ZERO);
-        let mut pending = Pending { lsn: position.lsn, durability, bytes, hold, slot, place: Some(place) };
+        let mut pending = Pending { position, cuts, durability, bytes, hold, slot, place: Some(place) };
         if durability == Durability::Buffered {
             // As sure as was asked for already; what is left is the pace.
             let done = if self.hand_over_buffered() { self.log.write_to(position.lsn) } else { Ok(()) };
@@ -256,31 +259,24 @@ impl Store {
     fn complete(&self, group: VecDeque<Pending>) -> usize {
         let bytes = group.iter().map(|p| p.bytes).sum();
         let mut group: Vec<Pending> = group.into();
-        group.sort_by_key(|p| p.lsn);
+        group.sort_by_key(|p| p.position.lsn);
         let (synced, written): (Vec<_>, Vec<_>) = group.into_iter().partition(|p| p.durability == Durability::Synced);
         // Those who wait for less do not wait for the sync.
         if let Some(last) = written.last() {
-            let done = self.log.write_to(last.lsn);
+            let done = self.log.write_to(last.position.lsn);
             end_all(written, |_| done.as_ref().err().map(ToString::to_string));
         }
         if let Some(last) = synced.last() {
-            let done = self.sync_visibly(last.lsn);
+            let done = self.sync_visibly(&last.position, last.cuts);
             let (durable, applied) = (self.log.durable().get(), self.applied.get());
             end_all(synced, |p| match &done {
-                Err(e) if durable < p.lsn || applied < p.lsn => Some(e.to_string()),
+                // A cut took some, and perhaps not this one: each is asked for by itself.
+                _ if self.log.cuts() != p.cuts => self.sync_visibly(&p.position, p.cuts).err().map(|e| e.to_string()),
+                Err(e) if durable < p.position.lsn || applied < p.position.lsn => Some(e.to_string()),
                 Ok(()) | Err(_) => None,
             });
         }
         bytes
-    }
-
-    fn sync_visibly(&self, lsn: Lsn) -> Result<()> {
-        self.log.sync_to_and(lsn, |durable| self.commit_group(durable))?;
-        if self.applied.get() < lsn {
-            self.set_committed(lsn);
-            self.apply_written()?;
-        }
-        Ok(())
     }
 
     /// The worker that completes submitted writes.

@@ -110,18 +110,15 @@ impl Store {
     /// return. What a crash takes is always the end of the log, never a record before one that is kept.
     ///
     /// # Errors
-    /// As [`Store::append`].
+    /// As [`Store::append`], and `Indeterminate` when [`Store::truncate_above`] took the record before it was committed.
     pub fn write(&self, batch: &Batch, conditions: &[Condition], durability: Durability) -> Result<Written> {
         // Before the LSN is given: a full disk found afterwards could no longer say "nothing was written".
         self.make_room()?;
         let position = match durability {
             Durability::Synced => {
+                let cuts = self.log.cuts();
                 let position = self.append(self.log.last().epoch, batch, conditions)?;
-                self.log.sync_to_and(position.lsn, |durable| self.commit_group(durable))?;
-                if self.applied.get() < position.lsn {
-                    self.set_committed(position.lsn);
-                    self.apply_written()?;
-                }
+                self.sync_visibly(&position, cuts)?;
                 position
             }
             Durability::Written => {
@@ -144,6 +141,42 @@ impl Store {
         Ok(Written { position, durability })
     }
 
+    /// Makes a record of this store's own durable, committed and visible. `cuts` was read before it was appended.
+    ///
+    /// # Errors
+    /// The log's and the tree's, and `Indeterminate` when a cut took the record.
+    pub(super) fn sync_visibly(&self, position: &Position, cuts: u64) -> Result<()> {
+        let synced = self.log.sync_to_and(position.lsn, |durable| self.commit_group(durable));
+        if let Err(e) = synced {
+            return self.check_kept(position, cuts).and(Err(e));
+        }
+        if self.applied.get() < position.lsn {
+            self.commit_own(position, cuts)?;
+            self.apply_written()?;
+        }
+        // What is applied stays; it may be another record, in the place of one that was cut.
+        self.check_kept(position, cuts)
+    }
+
+    /// Commits a record unless a cut took it: none takes it from then on \[I8\].
+    fn commit_own(&self, position: &Position, cuts: u64) -> Result<()> {
+        let cutting = self.cutting.lock().unwrap_or_else(PoisonError::into_inner);
+        self.check_kept(position, cuts)?;
+        self.committed.raise(position.lsn);
+        drop(cutting);
+        self.wake_apply.wake();
+        Ok(())
+    }
+
+    /// Whether the log still has the record, `cuts` cuts ago.
+    fn check_kept(&self, position: &Position, cuts: u64) -> Result<()> {
+        if self.log.cuts() == cuts || matches!(self.log.position_at(position.lsn), Ok(Some(p)) if p == *position) {
+            return Ok(());
+        }
+        let why = "the log was cut meanwhile, and the record is not in it any more".to_owned();
+        Err(Error::Indeterminate { lsn: position.lsn, why })
+    }
+
     /// After a buffered record: whether its writer is to hand all of them to the operating system; otherwise the
     /// thread for that does so in a moment.
     pub(super) fn hand_over_buffered(&self) -> bool {
@@ -160,6 +193,8 @@ impl Store {
     /// first, for the order of LSNs is the order of visibility.
     pub(super) fn append_visible(&self, batch: &Batch, conditions: &[Condition]) -> Result<Position> {
         let _order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
+        // Or records that will never be durable would be shown on the way to the same error.
+        self.log.check_stopped()?;
         let last = self.log.last();
         if self.applied.get() < last.lsn {
             self.committed.raise(last.lsn);
@@ -193,8 +228,6 @@ impl Store {
             let holds = match &c.expect {
                 Expect::Exists => value.is_some(),
                 Expect::Absent => value.is_none(),
-        // Or records that will never be durable would be shown on the way to the same error.
-        self.log.check_stopped()?;
                 Expect::Version(lsn) => value.is_some() && current.version == *lsn,
                 Expect::Value(bytes) => value.is_some_and(|v| v.data == bytes.as_slice()),
             };
@@ -264,6 +297,7 @@ mod tests {
 
     use super::*;
     use crate::clock::SimClock;
+    use crate::error::ErrorClass;
     use crate::exec::{Progress, Worker, WorkerThread};
     use crate::fs::sim::SimFs;
     use crate::store::Identity;
@@ -317,5 +351,55 @@ mod tests {
         let mut batch = Batch::new();
         batch.put(key, b"value").unwrap();
         batch
+    }
+
+    /// A writer has synced and waits to commit while a cut is made, as `Store::truncate_above` makes it.
+    fn cut_beside(submitted: bool, write_again: bool) -> Result<Written> {
+        let store = store();
+        store.write(&put(b"kept"), &[], Durability::Synced).unwrap();
+        let cutting = store.cutting.lock().unwrap();
+        let writer = std::thread::spawn({
+            let store = Arc::clone(&store);
+            move || match submitted {
+                false => store.write(&put(b"mine"), &[], Durability::Synced),
+                true => store.submit(&put(b"mine"), &[], Durability::Synced).and_then(|c| c.wait()),
+            }
+        });
+        assert_eq!(store.durable().wait(Lsn(2), Duration::from_secs(60)), Ok(true));
+        store.log.truncate_above(Lsn(1), Lsn(1)).unwrap().unwrap();
+        if write_again {
+            store.append(Epoch(0), &put(b"theirs"), &[]).unwrap();
+            store.log.sync_to(Lsn(2)).unwrap();
+        }
+        drop(cutting);
+        let outcome = writer.join().unwrap();
+        assert!(store.get(Keyspace::USER, b"mine").unwrap().is_none());
+        outcome
+    }
+
+    #[test]
+    fn a_write_that_a_cut_took_is_not_acknowledged() {
+        for (submitted, write_again) in [(false, false), (true, false), (false, true), (true, true)] {
+            let outcome = cut_beside(submitted, write_again);
+            let told =
+                matches!(&outcome, Err(e @ Error::Indeterminate { .. }) if e.class() == ErrorClass::Indeterminate);
+            assert!(told, "submitted: {submitted}, another record in its place: {write_again}: {outcome:?}");
+        }
+    }
+
+    #[test]
+    fn a_write_beside_a_cut_that_did_not_take_it_is_acknowledged() {
+        let store = store();
+        store.append(Epoch(0), &put(b"a"), &[]).unwrap();
+        let cutting = store.cutting.lock().unwrap();
+        let writer = std::thread::spawn({
+            let store = Arc::clone(&store);
+            move || store.write(&put(b"mine"), &[], Durability::Synced)
+        });
+        assert_eq!(store.durable().wait(Lsn(2), Duration::from_secs(60)), Ok(true));
+        store.append(Epoch(0), &put(b"b"), &[]).unwrap();
+        store.log.truncate_above(Lsn(2), Lsn(0)).unwrap().unwrap();
+        drop(cutting);
+        assert_eq!(writer.join().unwrap().unwrap().position.lsn, Lsn(2));
     }
 }
