@@ -239,6 +239,7 @@ impl Shared {
         self.durable.reset_after_truncation(end.lsn);
         segment.forget_above(end.lsn);
         let blank = prepare.blank.take();
+        self.no_segment_is_made();
         let later: Vec<PathBuf> = gone.iter().map(|s| s.path.clone()).chain(blank.map(|b| b.path)).collect();
         *prepare = Prepare::new(segment.seq + 1, std::mem::take(&mut prepare.spares));
         *head = Head::new(end, Lsn::ZERO, Arc::clone(segment), offset);
