@@ -9,6 +9,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use xxhash_rust::xxh3::xxh3_128;
+
 use crate::batch::{Keyspace, LimitError};
 use crate::env::Env;
 use crate::error::{Error, Result};
@@ -188,12 +190,20 @@ pub fn load(
     sync(dir)?;
     let newest = checked.iter().map(|t| t.max_ts).max().unwrap_or_default();
     let ts = newest.max(env.clock.wall());
-    let position = Position { epoch: Epoch(0), lsn: BASE, ts, chain: Chain::default() };
     let files: Vec<TableFile> = checked.iter().map(|t| t.file).collect();
+    let position = Position { epoch: Epoch(0), lsn: BASE, ts, chain: base_chain(&files) };
     let builder = Builder::create(env.clone(), dir, options, Some(&manifest_of(&files, position)))?;
     builder.finish_seed(identity)?;
     let sum = |of: fn(&TableFile) -> u64| files.iter().map(of).sum();
     Ok(Loaded { position, tables: files.len() as u64, entries: sum(|f| f.entries), bytes: sum(|f| f.bytes) })
+}
+
+/// Stands for all that a base holds, as a record's chain for all before it: nodes that began with other tables are of
+/// other histories. `files` come in the order of their keys.
+fn base_chain(files: &[TableFile]) -> Chain {
+    let mut content = b"mainstay base".to_vec();
+    files.iter().for_each(|f| content.extend_from_slice(&f.blake3));
+    Chain(xxh3_128(&content).to_le_bytes())
 }
 
 struct Checked {

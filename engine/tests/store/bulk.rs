@@ -193,3 +193,23 @@ fn a_load_that_is_cut_short_anywhere_leaves_the_whole_store_or_none() {
         }
     }
 }
+
+/// Two nodes that began with different data are of different histories although both begin at LSN 1; two that began with
+/// the same tables are of one.
+#[test]
+fn the_chain_of_a_base_tells_its_content() {
+    let (_, env) = world(5);
+    let ready = paths(&write(&env, READY, 0..KEYS));
+    let other = paths(&write(&env, "/other", 1..KEYS));
+    let load = |dir: &str, tables: &[PathBuf]| {
+        let loaded = load(&env, Path::new(dir), &Options::tiny(), IDENTITY, tables, Place::Copy).unwrap();
+        let store = Store::open_embedded(env.clone(), Path::new(dir), &Options::tiny()).unwrap();
+        assert_eq!(store.log().last(), loaded.position);
+        store.log().last().chain
+    };
+    let mut shuffled = ready.clone();
+    shuffled.reverse();
+    let (a, b, c, none) = (load("/a", &ready), load("/b", &shuffled), load("/c", &other), load("/d", &[]));
+    assert_eq!(a, b, "the same tables");
+    assert!(a != c && a != none && c != none, "{a} {c} {none}");
+}
