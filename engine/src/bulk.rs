@@ -171,7 +171,10 @@ pub fn load(
     tables: &[PathBuf],
     place: Place,
 ) -> Result<Loaded> {
-    if let Some(inside) = tables.iter().find(|t| t.starts_with(dir)) {
+    // However it is spelled: what an earlier attempt left there is removed.
+    let place_of = |path: &Path| env.fs.resolve(path).unwrap_or_else(|_| path.to_owned());
+    let there = place_of(dir);
+    if let Some(inside) = tables.iter().find(|t| t.starts_with(dir) || place_of(t).starts_with(&there)) {
         return Err(refused(inside, "stands in the directory that is to become the store; write tables elsewhere"));
     }
     crate::fs::create_dir_synced(&*env.fs, dir).map_err(|e| Error::io("create", dir, e))?;
