@@ -16,7 +16,7 @@ use super::{Durability, Store, Written};
 use crate::batch::{Batch, Condition};
 use crate::error::{Error, Result};
 use crate::exec::{Progress, Worker};
-use crate::limits::OUTSTANDING_WRITES_MAX;
+use crate::limits::{OUTSTANDING_WRITES_MAX, Options};
 use crate::lsn::Position;
 
 /// A write that has its LSN and may not be as sure yet as was asked for. It is a future for any executor; without
@@ -123,13 +123,24 @@ impl Drop for Completion {
     }
 }
 
+/// How many writes are outstanding, and the bytes of their batches.
+#[derive(Debug, Default)]
+struct Taken {
+    writes: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
 /// A place among the outstanding writes.
 #[derive(Debug)]
-struct Place(Arc<AtomicUsize>);
+struct Place {
+    taken: Arc<Taken>,
+    bytes: usize,
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
+        self.taken.bytes.fetch_sub(self.bytes, Ordering::SeqCst);
+        self.taken.writes.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -169,23 +180,31 @@ struct Queue {
 }
 
 /// The outstanding writes of a store.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Outstanding {
     queue: Mutex<Queue>,
-    count: Arc<AtomicUsize>,
+    taken: Arc<Taken>,
+    bytes_max: usize,
 }
 
 impl Outstanding {
+    pub(super) fn new(options: &Options) -> Self {
+        Self { queue: Mutex::default(), taken: Arc::default(), bytes_max: options.outstanding_bytes() }
+    }
+
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn place(&self) -> Result<Place> {
-        let place = Place(Arc::clone(&self.count));
-        if self.count.fetch_add(1, Ordering::SeqCst) < OUTSTANDING_WRITES_MAX {
+    /// A place for a batch of so many bytes; one that is alone may have any size.
+    fn place(&self, bytes: usize) -> Result<Place> {
+        let writes = self.taken.writes.fetch_add(1, Ordering::SeqCst);
+        let others = self.taken.bytes.fetch_add(bytes, Ordering::SeqCst);
+        let place = Place { taken: Arc::clone(&self.taken), bytes };
+        if writes < OUTSTANDING_WRITES_MAX && (others == 0 || others.saturating_add(bytes) <= self.bytes_max) {
             Ok(place)
         } else {
-            Err(Error::Overloaded { outstanding: OUTSTANDING_WRITES_MAX })
+            Err(Error::Overloaded { outstanding: writes, bytes: others })
         }
     }
 
@@ -222,11 +241,11 @@ impl Store {
     /// completions come later instead.
     ///
     /// # Errors
-    /// `Overloaded` when [`OUTSTANDING_WRITES_MAX`] writes are outstanding: wait for one of them. Otherwise as
-    /// [`Store::append`]. Nothing was written then, except that nobody knows after `Stopped`; see
+    /// `Overloaded` when [`OUTSTANDING_WRITES_MAX`] writes are outstanding, or a sixteenth of the memory limit in bytes:
+    /// wait for one of them. Otherwise as [`Store::append`]. Nothing was written then, except that nobody knows after `Stopped`; see
     /// [`Error::class`].
     pub fn submit(&self, batch: &Batch, conditions: &[Condition], durability: Durability) -> Result<Completion> {
-        let place = self.outstanding.place()?;
+        let place = self.outstanding.place(batch.encoded_len())?;
         self.make_room()?;
         let cuts = self.log.cuts();
         let position = match durability {
