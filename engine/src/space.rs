@@ -124,6 +124,10 @@ impl Space {
 
     fn refuse(&self, work: Work, needed: u64, free: u64) -> Error {
         self.wait(work).store(needed.max(1), Ordering::Relaxed);
+        self.refusal(needed, free)
+    }
+
+    fn refusal(&self, needed: u64, free: u64) -> Error {
         self.refusals.fetch_add(1, Ordering::Relaxed);
         Error::DiskFull { path: self.dir.clone(), kept_back: Some(Shortage { free, needed }) }
     }
@@ -198,10 +202,12 @@ impl Space {
         self.wait(Work::Flush).load(Ordering::Relaxed) > 0
     }
 
-    /// Why a write is refused that finds all memtables waiting for their flush.
-    pub(crate) fn refuse_write(&self) -> Error {
-        let needed = self.wait(Work::Flush).load(Ordering::Relaxed);
-        self.refuse(Work::Flush, needed, self.free())
+    /// Refuses a write that finds all memtables waiting for a flush that was refused, unless it was granted meanwhile.
+    pub(crate) fn refuse_write(&self) -> Result<()> {
+        match self.wait(Work::Flush).load(Ordering::Relaxed) {
+            0 => Ok(()),
+            needed => Err(self.refusal(needed, self.free())),
+        }
     }
 
     /// What waits and what is free. `stuck`: as many memtables wait as may.
@@ -233,5 +239,26 @@ impl SpaceStats {
         };
         let free = crate::error::bytes(self.free_bytes);
         Some(format!("little room on the disk ({free} free): {what}; free space, it goes on by itself then"))
+    }
+}
+
+#[cfg(all(test, feature = "sim"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_write_beside_a_flush_that_is_granted_is_not_refused() {
+        let fs = crate::fs::sim::SimFs::new(1);
+        let dir = Path::new("/data");
+        ["tables", "log"].iter().for_each(|d| fs.prepare_dir(&dir.join(d)).unwrap());
+        let fs_seam: Arc<dyn Fs> = Arc::<crate::fs::sim::SimFs>::clone(&fs);
+        let space = Space::new(&fs_seam, dir, &Options::tiny());
+        fs.set_capacity(4 << 10);
+        assert!(space.for_flush(4 << 10, true).is_err() && space.refuse_write().is_err_and(|e| e.is_kept_back()));
+        fs.set_capacity(1 << 20);
+        // A writer that saw the refusal comes here after the flush has got its room.
+        drop(space.for_flush(4 << 10, true).unwrap());
+        assert!(space.refuse_write().is_ok() && !space.flush_waits());
+        assert_eq!(space.stats(true).refusals, 2);
     }
 }
