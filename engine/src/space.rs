@@ -41,7 +41,7 @@ pub enum Room {
 pub struct SpaceStats {
     /// What waits.
     pub room: Room,
-    /// Free for this user now, in bytes.
+    /// Free for this user now, in bytes: where least is, if log or tables have a file system of their own.
     pub free_bytes: u64,
     /// Kept free for flushes when nothing else is left, in bytes.
     pub reserve_bytes: u64,
@@ -62,6 +62,9 @@ enum Work {
 pub(crate) struct Space {
     fs: Arc<dyn Fs>,
     dir: PathBuf,
+    /// Each may be on a file system of its own.
+    tables_dir: PathBuf,
+    log_dir: PathBuf,
     reserve: u64,
     segment: u64,
     /// By [`Work`]: what it needed when it was last refused; 0 when it does not wait.
@@ -83,11 +86,13 @@ impl Drop for Granted<'_> {
 }
 
 impl Space {
-    /// Of the file system of `dir`.
+    /// Of the file systems of the data directory `dir`, its tables and its log.
     pub(crate) fn new(fs: &Arc<dyn Fs>, dir: &Path, options: &Options) -> Self {
         Self {
             fs: Arc::clone(fs),
             dir: dir.to_owned(),
+            tables_dir: dir.join("tables"),
+            log_dir: dir.join("log"),
             // Sums of these stay far below what a number holds.
             reserve: options.disk_reserve_bytes.min(1 << 60),
             segment: options.segment_bytes.min(SEGMENT_BYTES_MAX),
@@ -98,9 +103,21 @@ impl Space {
         }
     }
 
+    /// Where it writes.
+    fn place(&self, work: Work) -> &Path {
+        match work {
+            Work::Merge | Work::Flush => &self.tables_dir,
+            Work::Segment => &self.log_dir,
+        }
+    }
+
+    fn free(&self, work: Work) -> u64 {
+        self.free_at(self.place(work))
+    }
+
     /// A file system that does not tell is taken to have room: it will say itself when it has none.
-    fn free(&self) -> u64 {
-        self.fs.free_bytes(&self.dir).unwrap_or(u64::MAX)
+    fn free_at(&self, dir: &Path) -> u64 {
+        self.fs.free_bytes(dir).or_else(|_| self.fs.free_bytes(&self.dir)).unwrap_or(u64::MAX)
     }
 
     fn wait(&self, work: Work) -> &AtomicU64 {
@@ -114,7 +131,7 @@ impl Space {
 
     /// Whether `work` may go on that needs so many bytes free.
     fn ask(&self, work: Work, needed: u64) -> Result<()> {
-        let free = self.free();
+        let free = self.free(work);
         if free >= needed || planted(Bug::IgnoreReserve) {
             self.wait(work).store(0, Ordering::Relaxed);
             return Ok(());
@@ -124,12 +141,12 @@ impl Space {
 
     fn refuse(&self, work: Work, needed: u64, free: u64) -> Error {
         self.wait(work).store(needed.max(1), Ordering::Relaxed);
-        self.refusal(needed, free)
+        self.refusal(work, needed, free)
     }
 
-    fn refusal(&self, needed: u64, free: u64) -> Error {
+    fn refusal(&self, work: Work, needed: u64, free: u64) -> Error {
         self.refusals.fetch_add(1, Ordering::Relaxed);
-        Error::DiskFull { path: self.dir.clone(), kept_back: Some(Shortage { free, needed }) }
+        Error::DiskFull { path: self.place(work).to_owned(), kept_back: Some(Shortage { free, needed }) }
     }
 
     /// Whether a merge that has so many bytes still to write may go on.
@@ -156,7 +173,7 @@ impl Space {
 
     /// Whether a flush of so many bytes would be granted the reserve.
     pub(crate) fn reserve_holds(&self, bytes: u64) -> bool {
-        self.free() >= bytes + FLUSH_SLACK_BYTES + self.making.load(Ordering::Relaxed)
+        self.free(Work::Flush) >= bytes + FLUSH_SLACK_BYTES + self.making.load(Ordering::Relaxed)
     }
 
     /// No memtable waits.
@@ -206,7 +223,7 @@ impl Space {
     pub(crate) fn refuse_write(&self) -> Result<()> {
         match self.wait(Work::Flush).load(Ordering::Relaxed) {
             0 => Ok(()),
-            needed => Err(self.refusal(needed, self.free())),
+            needed => Err(self.refusal(Work::Flush, needed, self.free(Work::Flush))),
         }
     }
 
@@ -223,7 +240,9 @@ impl Space {
             Room::Enough
         };
         let refusals = self.refusals.load(Ordering::Relaxed);
-        SpaceStats { room, free_bytes: self.free(), reserve_bytes: self.reserve, refusals }
+        let places = [&self.dir, &self.tables_dir, &self.log_dir];
+        let free_bytes = places.map(|dir| self.free_at(dir)).into_iter().min().unwrap_or(u64::MAX);
+        SpaceStats { room, free_bytes, reserve_bytes: self.reserve, refusals }
     }
 }
 

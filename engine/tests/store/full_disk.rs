@@ -373,3 +373,41 @@ fn no_flush_is_made_for_room_that_it_cannot_give() {
     // So much fills no memtable.
     assert!(stats.tree.flushes <= 1, "{} flushes of next to nothing", stats.tree.flushes);
 }
+
+/// Where `log/` and `tables/` are on disks of their own, each is held to the room that it has there.
+#[test]
+fn room_is_measured_where_the_bytes_go() {
+    let mut world = World::new(11);
+    world.fs.set_capacity(16 << 20);
+    let plenty = 8 << 20;
+    for _ in 0..30 {
+        world.write().unwrap();
+        world.maintain();
+    }
+    assert_eq!(world.room(), Room::Enough);
+    world.fs.set_room(Path::new("/data/log"), 5 << 10);
+    // Flushes have room all the time; nobody lets log go.
+    let refused = loop {
+        match world.write() {
+            Ok(()) => assert!(world.store().log().disk_usage().1 < 100, "it never fills up"),
+            Err(e) => break e,
+        }
+    };
+    assert!(matches!(&refused, Error::DiskFull { path, .. } if path == Path::new("/data/log")), "{refused}");
+    assert_eq!((world.room(), world.store().stats().space.free_bytes), (Room::WritesRefused, 5 << 10));
+    world.fs.set_room(Path::new("/data/log"), plenty);
+    world.write().unwrap();
+    world.maintain();
+    assert_eq!(world.room(), Room::Enough);
+    world.fs.set_room(Path::new("/data/tables"), 1 << 10);
+    world.fill("the tables' disk is full");
+    assert_eq!((world.room(), world.store().stats().space.free_bytes), (Room::WritesRefused, 1 << 10));
+    let refused = world.write().unwrap_err();
+    assert!(matches!(&refused, Error::DiskFull { path, .. } if path == Path::new("/data/tables")), "{refused}");
+    world.fs.set_room(Path::new("/data/tables"), plenty);
+    world.maintain();
+    world.write().unwrap();
+    world.maintain();
+    assert_eq!(world.room(), Room::Enough);
+    world.check("room again");
+}
