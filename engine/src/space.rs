@@ -155,6 +155,18 @@ impl Space {
         self.ask(Work::Merge, left + others + self.segment + self.reserve)
     }
 
+    /// The largest merge that may go on now, in bytes.
+    pub(crate) fn merge_room(&self) -> u64 {
+        let others = self.flushing.load(Ordering::Relaxed) + self.making.load(Ordering::Relaxed);
+        self.free(Work::Merge).saturating_sub(others + self.segment + self.reserve)
+    }
+
+    /// Whether the merge that waits could go on if so many bytes more were free.
+    pub(crate) fn merge_waits_for(&self, bytes: u64) -> bool {
+        let needed = self.wait(Work::Merge).load(Ordering::Relaxed);
+        needed > 0 && self.free(Work::Merge).saturating_add(bytes) >= needed
+    }
+
     /// No merge is due.
     pub(crate) fn no_merge(&self) {
         self.wait(Work::Merge).store(0, Ordering::Relaxed);
@@ -211,10 +223,6 @@ impl Space {
         self.wait(Work::Segment).load(Ordering::Relaxed) > 0
     }
 
-    pub(crate) fn merge_waits(&self) -> bool {
-        self.wait(Work::Merge).load(Ordering::Relaxed) > 0
-    }
-
     pub(crate) fn flush_waits(&self) -> bool {
         self.wait(Work::Flush).load(Ordering::Relaxed) > 0
     }
@@ -264,6 +272,22 @@ impl SpaceStats {
 #[cfg(all(test, feature = "sim"))]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_merge_waits_for_what_is_missing_and_no_more() {
+        let fs = crate::fs::sim::SimFs::new(1);
+        let dir = Path::new("/data");
+        ["tables", "log"].iter().for_each(|d| fs.prepare_dir(&dir.join(d)).unwrap());
+        let fs_seam: Arc<dyn Fs> = Arc::<crate::fs::sim::SimFs>::clone(&fs);
+        let options = Options::tiny();
+        let (space, kept) = (Space::new(&fs_seam, dir, &options), options.segment_bytes + options.disk_reserve_bytes);
+        fs.set_capacity(kept + (40 << 10));
+        assert_eq!(space.merge_room(), 40 << 10);
+        assert!(!space.merge_waits_for(u64::MAX), "none was refused");
+        assert!(space.for_merge(50 << 10).is_err());
+        assert!(!space.merge_waits_for((10 << 10) - 1) && space.merge_waits_for(10 << 10));
+        assert!(space.for_merge(space.merge_room()).is_ok() && !space.merge_waits_for(u64::MAX));
+    }
 
     #[test]
     fn a_write_beside_a_flush_that_is_granted_is_not_refused() {

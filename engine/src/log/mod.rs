@@ -373,6 +373,11 @@ impl Log {
         self.shared.remove_spares()
     }
 
+    /// Bytes of the segments that [`Log::remove_spares`] would delete.
+    pub(crate) fn spare_bytes(&self) -> u64 {
+        lock(&self.shared.prepare).spares.len() as u64 * self.shared.segment_bytes
+    }
+
     /// Whether so much log lies between the end of the tables at `flushed` and what they could take in at `applied`
     /// that a flush is due whatever the memtables hold: records without entries fill none of them.
     #[must_use]

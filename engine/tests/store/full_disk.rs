@@ -411,3 +411,56 @@ fn room_is_measured_where_the_bytes_go() {
     assert_eq!(world.room(), Room::Enough);
     world.check("room again");
 }
+
+/// Files of the log that wait to be used again.
+fn spares(world: &World) -> usize {
+    world.fs.files().into_iter().filter(|f| f.extension().is_some_and(|e| e == "spare")).count()
+}
+
+/// Level 0 full of tables that share all their keys, above a bottom of all keys, and a spare segment or two.
+fn deep(seed: u64) -> World {
+    let world = World::new(seed);
+    let rng = SeededRng::new(seed);
+    let write = |keys: u32| {
+        for n in 0..keys {
+            let value: Vec<u8> = (0..1000).map(|_| rng.next_u64() as u8).collect();
+            let mut batch = Batch::new();
+            batch.put(format!("key-{:04}", n * 37 % 200).as_bytes(), &value).unwrap();
+            world.store().write(&batch, &[], Durability::Written).unwrap();
+        }
+        world.store().tree().flush_all().unwrap();
+        world.store().log().release(world.store().tree().flushed().lsn).unwrap();
+    };
+    write(200);
+    world.store().tree().compact_all().unwrap();
+    write(400);
+    while world.store().log().prepare_step().unwrap() == Progress::Worked {}
+    world
+}
+
+fn level0(world: &World) -> u64 {
+    world.store().stats().tree.levels[0].tables
+}
+
+#[test]
+fn spare_segments_stay_where_the_merge_that_waits_would_not_fit_with_their_room() {
+    let world = deep(12);
+    let had = spares(&world);
+    assert!(had > 0, "this tests nothing");
+    world.fs.set_capacity(world.fs.allocated() + (8 << 10));
+    world.maintain();
+    assert_eq!((world.room(), spares(&world)), (Room::CompactionWaits, had), "gone for nothing");
+}
+
+#[test]
+fn a_merge_too_large_for_the_room_does_not_keep_smaller_ones_from_being_done() {
+    let world = deep(13);
+    let before = level0(&world);
+    assert!(before > 40, "this tests nothing");
+    // Of level 0 sixteen tables are taken at once, 64 KiB with what they overlap; 28 KiB are kept back.
+    world.fs.set_capacity(world.fs.allocated() + (73 << 10));
+    world.maintain();
+    assert!(level0(&world) + 30 < before, "{} of {before} tables are still in level 0", level0(&world));
+    assert_eq!(world.store().view().scan(Keyspace::USER, b"", b"", false).count(), 200);
+    assert_eq!(world.fs.times_full(), 0);
+}

@@ -107,7 +107,7 @@ impl Tree {
             };
             self.start(&mut state, &version, plan, rules.floor)?;
         }
-        if self.check_room(&mut state).is_err() {
+        if self.check_room(&mut state).is_err() && !self.start_smaller(&mut state, idle)? {
             return Ok(Progress::Idle);
         }
         match self.step(&mut state, bytes) {
@@ -123,6 +123,16 @@ impl Tree {
             Err(e) => Err(e),
             Ok(()) => Ok(Progress::Worked),
         }
+    }
+
+    /// Where there is no room for the merge that is due: starts one that there is room for. False if there is none.
+    fn start_smaller(&self, state: &mut Compacting, idle: bool) -> Result<bool> {
+        let Some(space) = self.space.get() else { return Ok(false) };
+        let version = self.version();
+        let rules = Rules { bytes_max: space.merge_room(), ..self.rules(state, &version, idle)? };
+        let Some(plan) = choose(&Shape::of(&version), &rules) else { return Ok(false) };
+        self.start(state, &version, plan, rules.floor)?;
+        Ok(self.check_room(state).is_ok())
     }
 
     /// Bytes a second that merges may go through, unless writers wait for them.
@@ -164,6 +174,7 @@ impl Tree {
             floor: self.next_floor(state, version)?,
             idle,
             avoid: state.damaged.keys().copied().collect(),
+            bytes_max: u64::MAX,
         })
     }
 
