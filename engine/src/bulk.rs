@@ -9,6 +9,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use xxhash_rust::xxh3::xxh3_128;
+
 use crate::batch::{Keyspace, LimitError};
 use crate::env::Env;
 use crate::error::{Error, Result};
@@ -169,7 +171,10 @@ pub fn load(
     tables: &[PathBuf],
     place: Place,
 ) -> Result<Loaded> {
-    if let Some(inside) = tables.iter().find(|t| t.starts_with(dir)) {
+    // However it is spelled: what an earlier attempt left there is removed.
+    let place_of = |path: &Path| env.fs.resolve(path).unwrap_or_else(|_| path.to_owned());
+    let there = place_of(dir);
+    if let Some(inside) = tables.iter().find(|t| t.starts_with(dir) || place_of(t).starts_with(&there)) {
         return Err(refused(inside, "stands in the directory that is to become the store; write tables elsewhere"));
     }
     crate::fs::create_dir_synced(&*env.fs, dir).map_err(|e| Error::io("create", dir, e))?;
@@ -188,12 +193,20 @@ pub fn load(
     sync(dir)?;
     let newest = checked.iter().map(|t| t.max_ts).max().unwrap_or_default();
     let ts = newest.max(env.clock.wall());
-    let position = Position { epoch: Epoch(0), lsn: BASE, ts, chain: Chain::default() };
     let files: Vec<TableFile> = checked.iter().map(|t| t.file).collect();
+    let position = Position { epoch: Epoch(0), lsn: BASE, ts, chain: base_chain(&files) };
     let builder = Builder::create(env.clone(), dir, options, Some(&manifest_of(&files, position)))?;
     builder.finish_seed(identity)?;
     let sum = |of: fn(&TableFile) -> u64| files.iter().map(of).sum();
     Ok(Loaded { position, tables: files.len() as u64, entries: sum(|f| f.entries), bytes: sum(|f| f.bytes) })
+}
+
+/// Stands for all that a base holds, as a record's chain for all before it: nodes that began with other tables are of
+/// other histories. `files` come in the order of their keys.
+fn base_chain(files: &[TableFile]) -> Chain {
+    let mut content = b"mainstay base".to_vec();
+    files.iter().for_each(|f| content.extend_from_slice(&f.blake3));
+    Chain(xxh3_128(&content).to_le_bytes())
 }
 
 struct Checked {

@@ -62,10 +62,12 @@ pub enum Error {
         why: String,
     },
     /// Too many writes were submitted and are not completed; nothing was written.
-    #[error("{outstanding} writes are outstanding; wait for one of them and try again, nothing was written")]
+    #[error("{outstanding} writes of {} are outstanding; wait for one of them and try again, nothing was written", crate::error::bytes(*bytes as u64))]
     Overloaded {
-        /// The bound.
+        /// Their number.
         outstanding: usize,
+        /// Bytes of their batches.
+        bytes: usize,
     },
     /// A limit; nothing was written.
     #[error(transparent)]

@@ -14,7 +14,8 @@ pub const BATCH_OPS_MAX: usize = 100_000;
 pub const METADATA_BYTES_MAX: usize = 4 * 1024;
 /// Largest log segment in bytes: recovery reads one whole into memory.
 pub const SEGMENT_BYTES_MAX: u64 = 1 << 30;
-/// Most writes given to `Store::submit` that are not completed; one more is refused.
+/// Most writes given to `Store::submit` that are not completed; one more is refused. Of their bytes it is a sixteenth of
+/// [`Options::memory_limit`].
 pub const OUTSTANDING_WRITES_MAX: usize = 1 << 14;
 /// How far LSNs jump when a restore or a forced failover starts a new timeline, so that a reader
 /// of the old history can never mistake the new one for it \[I11\].
@@ -127,6 +128,12 @@ impl Options {
     /// present keys better than filters at the bottom do.
     pub(crate) const fn pins_enough(&self, pinned: u64) -> bool {
         pinned > self.memory_limit / 4
+    }
+
+    /// Bytes of batches given to `Store::submit` that may be outstanding, a half of what work in progress may hold: the log
+    /// keeps them twice, to be written and to be read.
+    pub(crate) fn outstanding_bytes(&self) -> usize {
+        usize::try_from(self.memory_limit / WORK_PART / 2).unwrap_or(usize::MAX)
     }
 
     /// What the block cache may take beside `memtables` memtables and `pinned` bytes of indexes and filters.

@@ -41,7 +41,7 @@ pub enum Room {
 pub struct SpaceStats {
     /// What waits.
     pub room: Room,
-    /// Free for this user now, in bytes.
+    /// Free for this user now, in bytes: where least is, if log or tables have a file system of their own.
     pub free_bytes: u64,
     /// Kept free for flushes when nothing else is left, in bytes.
     pub reserve_bytes: u64,
@@ -62,6 +62,9 @@ enum Work {
 pub(crate) struct Space {
     fs: Arc<dyn Fs>,
     dir: PathBuf,
+    /// Each may be on a file system of its own.
+    tables_dir: PathBuf,
+    log_dir: PathBuf,
     reserve: u64,
     segment: u64,
     /// By [`Work`]: what it needed when it was last refused; 0 when it does not wait.
@@ -83,11 +86,13 @@ impl Drop for Granted<'_> {
 }
 
 impl Space {
-    /// Of the file system of `dir`.
+    /// Of the file systems of the data directory `dir`, its tables and its log.
     pub(crate) fn new(fs: &Arc<dyn Fs>, dir: &Path, options: &Options) -> Self {
         Self {
             fs: Arc::clone(fs),
             dir: dir.to_owned(),
+            tables_dir: dir.join("tables"),
+            log_dir: dir.join("log"),
             // Sums of these stay far below what a number holds.
             reserve: options.disk_reserve_bytes.min(1 << 60),
             segment: options.segment_bytes.min(SEGMENT_BYTES_MAX),
@@ -98,9 +103,21 @@ impl Space {
         }
     }
 
+    /// Where it writes.
+    fn place(&self, work: Work) -> &Path {
+        match work {
+            Work::Merge | Work::Flush => &self.tables_dir,
+            Work::Segment => &self.log_dir,
+        }
+    }
+
+    fn free(&self, work: Work) -> u64 {
+        self.free_at(self.place(work))
+    }
+
     /// A file system that does not tell is taken to have room: it will say itself when it has none.
-    fn free(&self) -> u64 {
-        self.fs.free_bytes(&self.dir).unwrap_or(u64::MAX)
+    fn free_at(&self, dir: &Path) -> u64 {
+        self.fs.free_bytes(dir).or_else(|_| self.fs.free_bytes(&self.dir)).unwrap_or(u64::MAX)
     }
 
     fn wait(&self, work: Work) -> &AtomicU64 {
@@ -114,7 +131,7 @@ impl Space {
 
     /// Whether `work` may go on that needs so many bytes free.
     fn ask(&self, work: Work, needed: u64) -> Result<()> {
-        let free = self.free();
+        let free = self.free(work);
         if free >= needed || planted(Bug::IgnoreReserve) {
             self.wait(work).store(0, Ordering::Relaxed);
             return Ok(());
@@ -124,14 +141,30 @@ impl Space {
 
     fn refuse(&self, work: Work, needed: u64, free: u64) -> Error {
         self.wait(work).store(needed.max(1), Ordering::Relaxed);
+        self.refusal(work, needed, free)
+    }
+
+    fn refusal(&self, work: Work, needed: u64, free: u64) -> Error {
         self.refusals.fetch_add(1, Ordering::Relaxed);
-        Error::DiskFull { path: self.dir.clone(), kept_back: Some(Shortage { free, needed }) }
+        Error::DiskFull { path: self.place(work).to_owned(), kept_back: Some(Shortage { free, needed }) }
     }
 
     /// Whether a merge that has so many bytes still to write may go on.
     pub(crate) fn for_merge(&self, left: u64) -> Result<()> {
         let others = self.flushing.load(Ordering::Relaxed) + self.making.load(Ordering::Relaxed);
         self.ask(Work::Merge, left + others + self.segment + self.reserve)
+    }
+
+    /// The largest merge that may go on now, in bytes.
+    pub(crate) fn merge_room(&self) -> u64 {
+        let others = self.flushing.load(Ordering::Relaxed) + self.making.load(Ordering::Relaxed);
+        self.free(Work::Merge).saturating_sub(others + self.segment + self.reserve)
+    }
+
+    /// Whether the merge that waits could go on if so many bytes more were free.
+    pub(crate) fn merge_waits_for(&self, bytes: u64) -> bool {
+        let needed = self.wait(Work::Merge).load(Ordering::Relaxed);
+        needed > 0 && self.free(Work::Merge).saturating_add(bytes) >= needed
     }
 
     /// No merge is due.
@@ -152,7 +185,7 @@ impl Space {
 
     /// Whether a flush of so many bytes would be granted the reserve.
     pub(crate) fn reserve_holds(&self, bytes: u64) -> bool {
-        self.free() >= bytes + FLUSH_SLACK_BYTES + self.making.load(Ordering::Relaxed)
+        self.free(Work::Flush) >= bytes + FLUSH_SLACK_BYTES + self.making.load(Ordering::Relaxed)
     }
 
     /// No memtable waits.
@@ -190,18 +223,16 @@ impl Space {
         self.wait(Work::Segment).load(Ordering::Relaxed) > 0
     }
 
-    pub(crate) fn merge_waits(&self) -> bool {
-        self.wait(Work::Merge).load(Ordering::Relaxed) > 0
-    }
-
     pub(crate) fn flush_waits(&self) -> bool {
         self.wait(Work::Flush).load(Ordering::Relaxed) > 0
     }
 
-    /// Why a write is refused that finds all memtables waiting for their flush.
-    pub(crate) fn refuse_write(&self) -> Error {
-        let needed = self.wait(Work::Flush).load(Ordering::Relaxed);
-        self.refuse(Work::Flush, needed, self.free())
+    /// Refuses a write that finds all memtables waiting for a flush that was refused, unless it was granted meanwhile.
+    pub(crate) fn refuse_write(&self) -> Result<()> {
+        match self.wait(Work::Flush).load(Ordering::Relaxed) {
+            0 => Ok(()),
+            needed => Err(self.refusal(Work::Flush, needed, self.free(Work::Flush))),
+        }
     }
 
     /// What waits and what is free. `stuck`: as many memtables wait as may.
@@ -217,7 +248,9 @@ impl Space {
             Room::Enough
         };
         let refusals = self.refusals.load(Ordering::Relaxed);
-        SpaceStats { room, free_bytes: self.free(), reserve_bytes: self.reserve, refusals }
+        let places = [&self.dir, &self.tables_dir, &self.log_dir];
+        let free_bytes = places.map(|dir| self.free_at(dir)).into_iter().min().unwrap_or(u64::MAX);
+        SpaceStats { room, free_bytes, reserve_bytes: self.reserve, refusals }
     }
 }
 
@@ -233,5 +266,42 @@ impl SpaceStats {
         };
         let free = crate::error::bytes(self.free_bytes);
         Some(format!("little room on the disk ({free} free): {what}; free space, it goes on by itself then"))
+    }
+}
+
+#[cfg(all(test, feature = "sim"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_merge_waits_for_what_is_missing_and_no_more() {
+        let fs = crate::fs::sim::SimFs::new(1);
+        let dir = Path::new("/data");
+        ["tables", "log"].iter().for_each(|d| fs.prepare_dir(&dir.join(d)).unwrap());
+        let fs_seam: Arc<dyn Fs> = Arc::<crate::fs::sim::SimFs>::clone(&fs);
+        let options = Options::tiny();
+        let (space, kept) = (Space::new(&fs_seam, dir, &options), options.segment_bytes + options.disk_reserve_bytes);
+        fs.set_capacity(kept + (40 << 10));
+        assert_eq!(space.merge_room(), 40 << 10);
+        assert!(!space.merge_waits_for(u64::MAX), "none was refused");
+        assert!(space.for_merge(50 << 10).is_err());
+        assert!(!space.merge_waits_for((10 << 10) - 1) && space.merge_waits_for(10 << 10));
+        assert!(space.for_merge(space.merge_room()).is_ok() && !space.merge_waits_for(u64::MAX));
+    }
+
+    #[test]
+    fn a_write_beside_a_flush_that_is_granted_is_not_refused() {
+        let fs = crate::fs::sim::SimFs::new(1);
+        let dir = Path::new("/data");
+        ["tables", "log"].iter().for_each(|d| fs.prepare_dir(&dir.join(d)).unwrap());
+        let fs_seam: Arc<dyn Fs> = Arc::<crate::fs::sim::SimFs>::clone(&fs);
+        let space = Space::new(&fs_seam, dir, &Options::tiny());
+        fs.set_capacity(4 << 10);
+        assert!(space.for_flush(4 << 10, true).is_err() && space.refuse_write().is_err_and(|e| e.is_kept_back()));
+        fs.set_capacity(1 << 20);
+        // A writer that saw the refusal comes here after the flush has got its room.
+        drop(space.for_flush(4 << 10, true).unwrap());
+        assert!(space.refuse_write().is_ok() && !space.flush_waits());
+        assert_eq!(space.stats(true).refusals, 2);
     }
 }

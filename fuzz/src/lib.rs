@@ -1,5 +1,5 @@
 //! What all fuzz targets share. A target is the name of a decoder and nothing else, so that the fuzzer and the replay
-//! of the corpus (`engine/tests/corpus.rs`, `backup/src/tests/corpus.rs`) run the same code.
+//! of the corpus (`engine/tests/corpus.rs`, `backup/src/tests/corpus.rs`, `replication/src/decoders.rs`) run the same code.
 //!
 //! Owns: finding a decoder by its name. Never: what a decoder does or must hold to.
 
@@ -8,7 +8,7 @@ use mainstay_engine::decoders::{Decoder, run};
 /// Every decoder that can be fuzzed.
 #[must_use]
 pub fn decoders() -> Vec<Decoder> {
-    [mainstay_engine::decoders::all(), mainstay_backup::decoders::all()].concat()
+    [mainstay_engine::decoders::all(), mainstay_backup::decoders::all(), mainstay_replication::decoders::all()].concat()
 }
 
 /// Runs one.

@@ -4,6 +4,8 @@
 //! carry its effects out behind the `Transport` trait. Never: gRPC, backup, or client protocols.
 
 pub mod core;
+#[cfg(any(test, feature = "sim"))]
+pub mod decoders;
 pub mod driver;
 pub mod lineage;
 pub mod rule;

@@ -70,8 +70,16 @@ pub fn join(log: &dyn LogFacts, last: Position, commit: Lsn) -> Result<Join> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::{Path, PathBuf};
+
     use super::*;
-    use mainstay_engine::{Chain, CommitTs};
+    use mainstay_engine::batch::Keyspace;
+    use mainstay_engine::bulk::{Place, TableWriter, load};
+    use mainstay_engine::clock::SimClock;
+    use mainstay_engine::fs::sim::SimFs;
+    use mainstay_engine::store::{Identity, Store};
+    use mainstay_engine::value::Value;
+    use mainstay_engine::{Chain, ClusterId, CommitTs, Env, Options, TimelineId};
 
     /// A log described by its epochs: `[(epoch, first, last)]`; the chain is a mark per epoch.
     struct Fake {
@@ -134,5 +142,44 @@ mod tests {
         assert_eq!(join(&log, pos(1, 20), Lsn(20)).unwrap(), Join::Checkpoint);
         assert_eq!(join(&log, pos(0, 0), Lsn(0)).unwrap(), Join::Checkpoint);
         assert_eq!(join(&log, pos(1, 60), Lsn(60)).unwrap(), Join::Stream { from: Lsn(61) });
+    }
+
+    struct Real(Store);
+
+    impl LogFacts for Real {
+        fn last(&self) -> Position {
+            self.0.log().last()
+        }
+        fn oldest(&self) -> Lsn {
+            self.0.log().oldest()
+        }
+        fn position_at(&self, lsn: Lsn) -> Result<Option<Position>> {
+            self.0.log().position_at(lsn)
+        }
+        fn epochs(&self) -> Vec<(Epoch, Lsn)> {
+            self.0.epochs().unwrap()
+        }
+    }
+
+    /// Stores that began with ready tables stand at the same LSN and epoch whatever these held.
+    #[test]
+    fn a_replica_that_began_with_other_tables_has_diverged() {
+        let fs = SimFs::new(1);
+        ["/one", "/two"].iter().for_each(|d| fs.prepare_dir(Path::new(d)).unwrap());
+        let (env, _) = Env::sim(fs, SimClock::new(CommitTs(1)), 1);
+        let tables = |dir: &str, value: &[u8]| -> Vec<PathBuf> {
+            let mut writer = TableWriter::new(env.clone(), Path::new(dir), &Options::tiny());
+            writer.put(Keyspace::USER, b"k", &Value::plain(value)).unwrap();
+            writer.finish().unwrap().into_iter().map(|t| t.path).collect()
+        };
+        let (one, two) = (tables("/one", b"1"), tables("/two", b"2"));
+        let identity = Identity { cluster: ClusterId(7), timeline: TimelineId(9) };
+        let store = |dir: &str, tables: &[PathBuf]| {
+            load(&env, Path::new(dir), &Options::tiny(), identity, tables, Place::Copy).unwrap();
+            Real(Store::open_embedded(env.clone(), Path::new(dir), &Options::tiny()).unwrap())
+        };
+        let (primary, same, other) = (store("/a", &one), store("/b", &one), store("/c", &two));
+        assert_eq!(join(&primary, same.last(), Lsn(1)).unwrap(), Join::Stream { from: Lsn(2) });
+        assert_eq!(join(&primary, other.last(), Lsn(1)).unwrap(), Join::Diverged);
     }
 }

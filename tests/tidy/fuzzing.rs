@@ -1,5 +1,5 @@
 //! The fuzz package and what it found stay together: a target and a corpus for each decoder. Owns: that comparison.
-//! Never: running a decoder; `engine/tests/corpus.rs` and `backup/src/tests/corpus.rs` do.
+//! Never: running a decoder; `engine/tests/corpus.rs`, `backup/src/tests/corpus.rs` and `replication/src/decoders.rs` do.
 
 use std::collections::BTreeSet;
 use std::path::Path;

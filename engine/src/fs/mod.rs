@@ -6,7 +6,7 @@
 
 use std::fmt::Debug;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 mod blocks;
@@ -165,6 +165,14 @@ pub trait Fs: Send + Sync + Debug {
     /// # Errors
     /// `WouldBlock` when another process holds it, or the operating system's.
     fn lock(&self, path: &Path) -> io::Result<Box<dyn LockGuard>>;
+
+    /// Where an existing `path` leads: absolute, without links and `..`, so that two names of one place are equal.
+    ///
+    /// # Errors
+    /// `NotFound`, or the operating system's.
+    fn resolve(&self, path: &Path) -> io::Result<PathBuf> {
+        Ok(path.to_owned())
+    }
 
     /// Bytes free for this user on the file system of `path`.
     ///

@@ -17,6 +17,7 @@
 //! - A failed sync loses the unsynced data or names for good, and the next sync says all is well,
 //!   as Linux does. Whether reads still show the lost data is by toss.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -46,6 +47,8 @@ struct Machine {
     stalls: Mutex<Stalls>,
     /// Told of every change of `stalls`.
     stalled: Condvar,
+    /// See [`SimFs::set_room`].
+    rooms: Mutex<BTreeMap<PathBuf, u64>>,
 }
 
 #[derive(Default)]
@@ -64,6 +67,10 @@ impl Shared {
 
     fn stalls(&self) -> MutexGuard<'_, Stalls> {
         self.0.stalls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn rooms(&self) -> MutexGuard<'_, BTreeMap<PathBuf, u64>> {
+        self.0.rooms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns when no stall lives. The disk is free meanwhile.
@@ -113,7 +120,7 @@ impl SimFs {
     #[must_use]
     pub fn new(seed: u64) -> Arc<Self> {
         let (disk, stalls, stalled) = (Mutex::new(Disk::new(seed)), Mutex::default(), Condvar::new());
-        Arc::new(Self(Shared(Arc::new(Machine { disk, stalls, stalled }))))
+        Arc::new(Self(Shared(Arc::new(Machine { disk, stalls, stalled, rooms: Mutex::default() }))))
     }
 
     /// The power fails and comes back: unsynced changes survive by toss (see the module's text),
@@ -198,6 +205,12 @@ impl SimFs {
     /// takes none) and returns when the last name and handle of a file are gone.
     pub fn set_capacity(&self, bytes: u64) {
         self.0.disk().set_capacity(bytes);
+    }
+
+    /// The directory `dir` and all below is on a disk of its own, which says that so many bytes are free there. That is all
+    /// it does: writes are not held to it.
+    pub fn set_room(&self, dir: &Path, bytes: u64) {
+        self.0.rooms().insert(dir.to_owned(), bytes);
     }
 
     /// How many writes found less room than they needed, since the disk was made. Planned faults do not count.
@@ -434,6 +447,10 @@ impl Fs for SimFs {
     fn free_bytes(&self, path: &Path) -> io::Result<u64> {
         let disk = self.0.disk();
         disk.powered()?;
-        if disk.exists(path)? { Ok(disk.free()) } else { Err(io::ErrorKind::NotFound.into()) }
+        if !disk.exists(path)? {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let own = self.0.rooms().iter().find(|(dir, _)| path.starts_with(dir)).map(|(_, bytes)| *bytes);
+        Ok(own.unwrap_or_else(|| disk.free()))
     }
 }

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::fs::Fs;
 use crate::log::inspect::{
     CutTailFile, Intended, LogFile, SegmentHeader, SegmentState, SegmentWalk, Unfinished, cut_tails, find_evidence,
-    find_frame, log_files, read_cut_intent,
+    headerless_damage, log_files, read_cut_intent,
 };
 use crate::lsn::{Chain, Lsn, Position};
 
@@ -154,7 +154,9 @@ impl Check<'_> {
             }
             SegmentState::Used(header) => self.segment(file, header),
             SegmentState::Blank => {
-                let Some((offset, lsn)) = find_frame(self.fs, &file.path, self.end())? else {
+                let before = self.out.segments.last().and_then(|s| s.file.header()).map(|h| (h.sequence, h.salt));
+                let end = self.out.end().map_or(self.base(), |p| p.lsn);
+                let Some(what) = headerless_damage(self.fs, &file.path, file.sequence, end, before)? else {
                     self.out.blank.push(file);
                     return Ok(());
                 };
@@ -167,7 +169,6 @@ impl Check<'_> {
                     self.out.cut = self.out.end();
                     return Ok(());
                 }
-                let what = format!("the header is damaged; a record of LSN {lsn} stands at offset {offset}");
                 self.fail(&file.path, 0, Some(self.end().next()), what);
                 Ok(())
             }

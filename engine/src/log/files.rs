@@ -69,30 +69,91 @@ pub(super) enum Headerless {
     /// No record that the log does not hold or held already.
     Unused,
     /// A record above that: offset and LSN.
-    Record(usize, Lsn),
+    Record(u64, Lsn),
     /// Too much like frames to tell; looked into up to this offset.
-    Unclear(usize),
+    Unclear(u64),
 }
 
-/// Looks for a record above `above` in a segment without a header, whose frames have `salt` if that is known. Bytes of
-/// an older use may be anything, values that look like frames included: only a salt that is known tells them apart.
-pub(super) fn find_record(bytes: &[u8], above: Lsn, salt: Option<u32>) -> Headerless {
-    let (mut at, mut false_frames) = (FRAMES_AT as usize, 0);
-    while let Some(rest) = bytes.get(at..).filter(|r| !r.is_empty()) {
-        let framed = frame::decode(rest, salt).ok();
-        match framed.map(|f| (f.len, Record::decode(f.record))) {
-            Some((_, Ok(record))) if record.header.lsn > above => return Headerless::Record(at, record.header.lsn),
+impl Headerless {
+    /// What is wrong with the segment, if anything is.
+    pub(super) fn damage(self) -> Option<String> {
+        match self {
+            Headerless::Unused => None,
+            Headerless::Record(offset, lsn) => {
+                Some(format!("the header is damaged; a record of LSN {lsn} stands at offset {offset}"))
+            }
+            // Rather refused than given up in silence.
+            Headerless::Unclear(offset) => Some(format!(
+                "the header is damaged, and up to offset {offset} too much looks like frames to say that no record is lost"
+            )),
+        }
+    }
+}
+
+/// The salt that the segment `seq` without a header has if it was in use, by number and salt of one before it: both go up
+/// together.
+pub(super) fn expected_salt(before: Option<(u64, u32)>, seq: u64) -> Option<u32> {
+    // A number far ahead is none that the log gave.
+    let (number, salt) = before.filter(|(number, _)| seq.saturating_sub(*number) <= 1 << 16)?;
+    Some((number..seq).fold(salt, |s, _| segment::next_salt(s)))
+}
+
+/// A segment's bytes, all at once or a window at a time.
+pub(super) trait Bytes {
+    /// The bytes from `at` on: at least `need` unless the segment ends before.
+    fn from(&mut self, at: u64, need: usize) -> Result<&[u8]>;
+}
+
+impl Bytes for &[u8] {
+    fn from(&mut self, at: u64, _: usize) -> Result<&[u8]> {
+        Ok(usize::try_from(at).ok().and_then(|at| self.get(at..)).unwrap_or_default())
+    }
+}
+
+/// Looks for a record above `above` in a segment without a header, whose frames have the salt `expected` if that is known.
+/// Bytes of an older use may be anything, values that look like frames included: only a salt that is known tells them
+/// apart. A frame at the first place is of the present use whatever its salt, for a file gets its name with zeros there.
+pub(super) fn find_record(bytes: &mut impl Bytes, above: Lsn, expected: Option<u32>) -> Result<Headerless> {
+    let (mut at, mut false_frames) = (FRAMES_AT, 0);
+    let salt = frame_at(bytes, at, None)?.map(|(_, salt)| salt).or(expected);
+    loop {
+        if bytes.from(at, 1)?.is_empty() {
+            return Ok(Headerless::Unused);
+        }
+        let Some((len, _)) = frame_at(bytes, at, salt)? else {
+            at += 8;
+            continue;
+        };
+        let framed = frame::decode(bytes.from(at, len)?, salt).map(|f| Record::decode(f.record).map(|r| r.header.lsn));
+        match framed {
+            Ok(Ok(lsn)) if lsn > above => return Ok(Headerless::Record(at, lsn)),
             // What stands inside of a whole frame is no frame.
-            Some((len, Ok(_))) => at += len,
-            Some((_, Err(_))) if false_frames == FALSE_FRAMES_MAX => return Headerless::Unclear(at),
-            Some((_, Err(_))) => {
+            Ok(Ok(_)) => at += len as u64,
+            Ok(Err(_)) if false_frames == FALSE_FRAMES_MAX => return Ok(Headerless::Unclear(at)),
+            Ok(Err(_)) => {
                 false_frames += 1;
                 at += 8;
             }
-            None => at += 8,
+            Err(_) => at += 8,
         }
     }
-    Headerless::Unused
+}
+
+/// Length and salt of the frame at `at` whose own check holds, all of which the segment has.
+fn frame_at(bytes: &mut impl Bytes, at: u64, salt: Option<u32>) -> Result<Option<(usize, u32)>> {
+    let mut need = frame::HEADER_BYTES + 8;
+    loop {
+        let found = bytes.from(at, need)?;
+        match frame::decode(found, salt) {
+            Ok(f) => {
+                let salt = found.get(4..8).and_then(|s| s.first_chunk()).map_or(0, |s| u32::from_le_bytes(*s));
+                return Ok(Some((f.len, salt)));
+            }
+            // Otherwise the segment ends before the frame does.
+            Err(frame::NoFrame::Short(n)) if found.len() >= need => need = n,
+            Err(_) => return Ok(None),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -108,11 +169,14 @@ mod tests {
         frame.extend_from_slice(&[7; 40]);
         frame::seal(&mut frame, 0, 9, Lsn(3));
         let segment = |count: usize| [vec![0; FRAMES_AT as usize], frame.repeat(count), vec![0; 64]].concat();
-        assert_eq!(find_record(&segment(FALSE_FRAMES_MAX), Lsn(1), None), Headerless::Unused);
-        let unclear = find_record(&segment(FALSE_FRAMES_MAX + 1), Lsn(1), None);
-        assert_eq!(unclear, Headerless::Unclear(FRAMES_AT as usize + FALSE_FRAMES_MAX * frame.len()));
-        // With another salt none of it is a frame.
-        assert_eq!(find_record(&segment(FALSE_FRAMES_MAX + 1), Lsn(1), Some(8)), Headerless::Unused);
+        let find = |bytes: &[u8], salt| find_record(&mut &bytes[..], Lsn(1), salt).unwrap();
+        assert_eq!(find(&segment(FALSE_FRAMES_MAX), None), Headerless::Unused);
+        let unclear = FRAMES_AT + (FALSE_FRAMES_MAX * frame.len()) as u64;
+        assert_eq!(find(&segment(FALSE_FRAMES_MAX + 1), None), Headerless::Unclear(unclear));
+        // Behind zeros, where an older use has its frames, none of it is one with another salt.
+        let behind = |count| [vec![0; 64], segment(count)].concat();
+        assert_eq!(find(&behind(FALSE_FRAMES_MAX + 1), Some(9)), Headerless::Unclear(unclear + 64));
+        assert_eq!(find(&behind(FALSE_FRAMES_MAX + 1), Some(8)), Headerless::Unused);
     }
 
     #[test]

@@ -95,6 +95,8 @@ struct Shared {
     written: AtomicU64,
     /// Bytes of frames in memory only.
     pending_bytes: AtomicUsize,
+    /// Cuts made since the log was opened.
+    cuts: AtomicU64,
     /// Held by whoever leads.
     sink: Mutex<sink::Sink>,
     counters: stats::Counters,
@@ -271,6 +273,19 @@ impl Log {
         self.shared.mark(true)
     }
 
+    /// Cuts made since the log was opened. While this stays the same, so does what was appended.
+    pub(crate) fn cuts(&self) -> u64 {
+        self.shared.cuts.load(Ordering::SeqCst)
+    }
+
+    /// Whether the log still works.
+    ///
+    /// # Errors
+    /// `Stopped`.
+    pub(crate) fn check_stopped(&self) -> Result<()> {
+        self.shared.check_stopped()
+    }
+
     /// Highest LSN appended.
     #[must_use]
     pub fn appended(&self) -> &Watermark {
@@ -356,6 +371,11 @@ impl Log {
     /// `Io` when a file cannot be removed; `Stopped`.
     pub fn remove_spares(&self) -> Result<usize> {
         self.shared.remove_spares()
+    }
+
+    /// Bytes of the segments that [`Log::remove_spares`] would delete.
+    pub(crate) fn spare_bytes(&self) -> u64 {
+        lock(&self.shared.prepare).spares.len() as u64 * self.shared.segment_bytes
     }
 
     /// Whether so much log lies between the end of the tables at `flushed` and what they could take in at `applied`

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use super::files::{Candidate, Headerless, find, find_record, read_first, torn_len};
+use super::files::{Candidate, expected_salt, find, find_record, read_first, torn_len};
 use super::gate::Gate;
 use super::segment::{self, Blank, FRAMES_AT, Found, Header, Segment};
 use super::slots::Slots;
@@ -294,27 +294,15 @@ impl<'a> Walk<'a> {
     /// A file without a header is a segment made ahead, whole or not, and has no frames: the header
     /// is synced before the first one.
     /// (Frames of an older use have records that the log holds or held: it goes on above them.)
-    /// Its salt follows from that of the segment before: numbers and salts go up together.
-    fn headerless(&mut self, seq: u64, bytes: &[u8], path: PathBuf) -> Result<()> {
+    fn headerless(&mut self, seq: u64, mut bytes: &[u8], path: PathBuf) -> Result<()> {
         let before = self.walked.last().map(|w| (w.header.seq, w.header.salt));
-        // A number far ahead is none that the log gave.
-        let near = before.filter(|(number, _)| seq.saturating_sub(*number) <= 1 << 16);
-        let salt = near.map(|(number, salt)| (number..seq).fold(salt, |s, _| segment::next_salt(s)));
-        let what = match find_record(bytes, self.end.lsn, salt) {
-            Headerless::Unused => {
+        match find_record(&mut bytes, self.end.lsn, expected_salt(before, seq))?.damage() {
+            None => {
                 self.unused.push(path);
-                return Ok(());
+                Ok(())
             }
-            Headerless::Record(offset, lsn) => {
-                format!("the header is damaged; a record of LSN {lsn} stands at offset {offset}")
-            }
-            // Rather refused than given up in silence.
-            Headerless::Unclear(offset) => format!(
-                "the header is damaged, and up to offset {offset} too much looks like frames to say that no record is \
-                 lost; restore this node from a replica or a backup"
-            ),
-        };
-        Err(Error::corruption(&path, 0, Some(self.end.lsn.next()), what))
+            Some(what) => Err(Error::corruption(&path, 0, Some(self.end.lsn.next()), what)),
+        }
     }
 
     /// The log stands at `position`, whose next frame is at `offset` of the last segment.
@@ -528,6 +516,7 @@ impl<'a> Walk<'a> {
             durable: Watermark::new(end),
             written: AtomicU64::new(end.0),
             pending_bytes: AtomicUsize::new(0),
+            cuts: AtomicU64::new(0),
             sink: Mutex::default(),
             counters: super::stats::Counters::default(),
             taken: OnceLock::new(),

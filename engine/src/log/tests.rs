@@ -17,6 +17,8 @@ mod damage;
 mod reading;
 #[cfg(feature = "sim")]
 mod recycling;
+#[cfg(feature = "sim")]
+mod room;
 
 /// An environment on real files whose fatal hook only counts.
 fn real() -> (Env, Arc<AtomicUsize>) {

@@ -75,7 +75,13 @@ impl Intent {
         }
         let (epoch, lsn, ts) = (Epoch(c.u64()?), Lsn(c.u64()?), CommitTs(c.u64()?));
         let end = Position { epoch, lsn, chain: Chain(c.array()?), ts };
-        Ok(Self { end, first_cut: Chain(c.array()?) })
+        let first_cut = Chain(c.array()?);
+        if c.u64()? != 0 || !c.is_empty() {
+            return Err(Malformed(
+                "an intent to cut the log has reserved bytes that are not zero, or bytes behind them",
+            ));
+        }
+        Ok(Self { end, first_cut })
     }
 }
 
@@ -218,6 +224,8 @@ impl Shared {
 
     fn apply_cut(&self, head: &mut Head, end: Position, segment: &Arc<Segment>, offset: u64) -> Result<()> {
         let mut prepare = lock(&self.prepare);
+        // First: whoever sees another record in the place of one that is cut sees this.
+        self.cuts.fetch_add(1, Ordering::SeqCst);
         // Readers must see the cut before bytes vanish under them.
         let gone: Vec<_> = {
             let mut segments = lock(&self.segments);
@@ -231,6 +239,7 @@ impl Shared {
         self.durable.reset_after_truncation(end.lsn);
         segment.forget_above(end.lsn);
         let blank = prepare.blank.take();
+        self.no_segment_is_made();
         let later: Vec<PathBuf> = gone.iter().map(|s| s.path.clone()).chain(blank.map(|b| b.path)).collect();
         *prepare = Prepare::new(segment.seq + 1, std::mem::take(&mut prepare.spares));
         *head = Head::new(end, Lsn::ZERO, Arc::clone(segment), offset);
@@ -255,5 +264,22 @@ mod tests {
             assert!(Intent::decode(&bad).is_err(), "bit {bit}");
         }
         assert!(Intent::decode(&bytes[..40]).is_err());
+    }
+
+    #[test]
+    fn reserved_bytes_and_bytes_behind_that_say_something_are_refused() {
+        let end = Position { epoch: Epoch(3), lsn: Lsn(9), chain: Chain([1; 16]), ts: CommitTs(8) };
+        let bytes = Intent { end, first_cut: Chain([2; 16]) }.encode();
+        for at in 64..72 {
+            let mut bad = bytes.clone();
+            bad[at] = 1;
+            let sum = xxh3_64(&bad[..72]);
+            bad[72..].copy_from_slice(&sum.to_le_bytes());
+            assert!(Intent::decode(&bad).is_err(), "byte {at}");
+        }
+        let mut longer = bytes[..72].to_vec();
+        longer.extend_from_slice(&[0; 8]);
+        longer.extend_from_slice(&xxh3_64(&longer).to_le_bytes());
+        assert!(Intent::decode(&longer).is_err());
     }
 }

@@ -442,8 +442,18 @@ impl Shared {
         if let Some(space) = self.space.get() {
             space.for_segment(bytes)?;
         }
+        let blank = Blank::create(&self.env, &self.log_dir, seq, bytes).inspect_err(|_| self.no_segment_is_made())?;
         self.counters.made_segment();
-        Blank::create(&self.env, &self.log_dir, seq, bytes)
+        Ok(blank)
+    }
+}
+
+impl Shared {
+    /// The segment in the making is none any more: what it claimed is free for others.
+    pub(super) fn no_segment_is_made(&self) {
+        if let Some(space) = self.space.get() {
+            space.segment_left(0);
+        }
     }
 }
 

@@ -58,11 +58,14 @@ impl Identity {
         if format != FORMAT {
             return Err(Error::Format { path: path.to_owned(), found: format, known: FORMAT });
         }
-        let _reserved = c.u32()?;
+        let reserved = c.u32()?;
         let out = Self { cluster: ClusterId(c.u128()?), timeline: TimelineId(c.u64()?) };
         let (head, _) = bytes.split_at_checked(bytes.len().saturating_sub(8)).unwrap_or((bytes, &[]));
         if c.u64()? != xxh3_64(head) || !c.is_empty() {
             return Err(bad("identity checksum does not match"));
+        }
+        if reserved != 0 {
+            return Err(bad("the identity's reserved bytes are not zero"));
         }
         Ok(out)
     }
@@ -98,6 +101,19 @@ impl Identity {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn reserved_bytes_that_say_something_are_refused() {
+        let id = Identity { cluster: ClusterId(7), timeline: TimelineId(9) };
+        for at in 12..16 {
+            let mut bytes = id.encode();
+            bytes[at] = 1;
+            let sum = xxh3_64(&bytes[..40]);
+            bytes[40..].copy_from_slice(&sum.to_le_bytes());
+            let read = Identity::decode(Path::new("IDENTITY"), &bytes);
+            assert!(matches!(read, Err(Error::Corruption { .. })), "byte {at}: {read:?}");
+        }
+    }
 
     #[test]
     fn an_identity_reads_back_and_refuses_every_flipped_bit() {

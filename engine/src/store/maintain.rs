@@ -64,8 +64,10 @@ impl Store {
     /// A bounded piece of the compaction that is due.
     pub(super) fn compact_step(&self) -> Result<Progress> {
         let progress = self.tree.compact_step()?;
-        if progress == Progress::Idle && self.space.merge_waits() && self.log.remove_spares()? > 0 {
-            // Segments kept for later may be the room that it waits for.
+        let given = self.log.spare_bytes();
+        if progress == Progress::Idle && given > 0 && self.space.merge_waits_for(given) {
+            // Segments kept for later are the room that it waits for.
+            self.log.remove_spares()?;
             return Ok(Progress::Worked);
         }
         Ok(progress)

@@ -195,7 +195,7 @@ impl Store {
             wake_flush: Wake::new(),
             wake_compaction: Wake::new(),
             wake_flusher: Wake::new(),
-            outstanding: submit::Outstanding::default(),
+            outstanding: submit::Outstanding::new(options),
             wake_completer: Wake::new(),
             flusher_awaited: AtomicBool::new(false),
             env,

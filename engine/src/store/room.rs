@@ -22,7 +22,7 @@ impl Store {
     pub(super) fn check_room(&self) -> Result<()> {
         if self.space.flush_waits() && self.tree.needs_flush() {
             self.wake_flush.wake();
-            return Err(self.space.refuse_write());
+            return self.space.refuse_write();
         }
         Ok(())
     }

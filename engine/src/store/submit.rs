@@ -16,8 +16,8 @@ use super::{Durability, Store, Written};
 use crate::batch::{Batch, Condition};
 use crate::error::{Error, Result};
 use crate::exec::{Progress, Worker};
-use crate::limits::OUTSTANDING_WRITES_MAX;
-use crate::lsn::{Lsn, Position};
+use crate::limits::{OUTSTANDING_WRITES_MAX, Options};
+use crate::lsn::Position;
 
 /// A write that has its LSN and may not be as sure yet as was asked for. It is a future for any executor; without
 /// one, [`Completion::wait`] blocks. Dropping it does not take the write back.
@@ -123,20 +123,33 @@ impl Drop for Completion {
     }
 }
 
+/// How many writes are outstanding, and the bytes of their batches.
+#[derive(Debug, Default)]
+struct Taken {
+    writes: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
 /// A place among the outstanding writes.
 #[derive(Debug)]
-struct Place(Arc<AtomicUsize>);
+struct Place {
+    taken: Arc<Taken>,
+    bytes: usize,
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
+        self.taken.bytes.fetch_sub(self.bytes, Ordering::SeqCst);
+        self.taken.writes.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
 /// A write to be completed. Dropped without an outcome, its outcome is unknown.
 #[derive(Debug)]
 pub(super) struct Pending {
-    lsn: Lsn,
+    position: Position,
+    /// Cuts of the log before the record was appended.
+    cuts: u64,
     durability: Durability,
     bytes: usize,
     /// How long the pace asks for, where the write itself needs no completing: those behind it wait so long.
@@ -167,23 +180,31 @@ struct Queue {
 }
 
 /// The outstanding writes of a store.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Outstanding {
     queue: Mutex<Queue>,
-    count: Arc<AtomicUsize>,
+    taken: Arc<Taken>,
+    bytes_max: usize,
 }
 
 impl Outstanding {
+    pub(super) fn new(options: &Options) -> Self {
+        Self { queue: Mutex::default(), taken: Arc::default(), bytes_max: options.outstanding_bytes() }
+    }
+
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn place(&self) -> Result<Place> {
-        let place = Place(Arc::clone(&self.count));
-        if self.count.fetch_add(1, Ordering::SeqCst) < OUTSTANDING_WRITES_MAX {
+    /// A place for a batch of so many bytes; one that is alone may have any size.
+    fn place(&self, bytes: usize) -> Result<Place> {
+        let writes = self.taken.writes.fetch_add(1, Ordering::SeqCst);
+        let others = self.taken.bytes.fetch_add(bytes, Ordering::SeqCst);
+        let place = Place { taken: Arc::clone(&self.taken), bytes };
+        if writes < OUTSTANDING_WRITES_MAX && (others == 0 || others.saturating_add(bytes) <= self.bytes_max) {
             Ok(place)
         } else {
-            Err(Error::Overloaded { outstanding: OUTSTANDING_WRITES_MAX })
+            Err(Error::Overloaded { outstanding: writes, bytes: others })
         }
     }
 
@@ -220,12 +241,13 @@ impl Store {
     /// completions come later instead.
     ///
     /// # Errors
-    /// `Overloaded` when [`OUTSTANDING_WRITES_MAX`] writes are outstanding: wait for one of them. Otherwise as
-    /// [`Store::append`]. Nothing was written then, except that nobody knows after `Stopped`; see
+    /// `Overloaded` when [`OUTSTANDING_WRITES_MAX`] writes are outstanding, or a sixteenth of the memory limit in bytes:
+    /// wait for one of them. Otherwise as [`Store::append`]. Nothing was written then, except that nobody knows after `Stopped`; see
     /// [`Error::class`].
     pub fn submit(&self, batch: &Batch, conditions: &[Condition], durability: Durability) -> Result<Completion> {
-        let place = self.outstanding.place()?;
+        let place = self.outstanding.place(batch.encoded_len())?;
         self.make_room()?;
+        let cuts = self.log.cuts();
         let position = match durability {
             Durability::Synced => self.append(self.log.last().epoch, batch, conditions)?,
             Durability::Written | Durability::Buffered => self.append_visible(batch, conditions)?,
@@ -233,7 +255,7 @@ impl Store {
         let slot = Arc::new(Slot::default());
         let completion = Completion { position, slot: Arc::clone(&slot) };
         let (bytes, hold) = (batch.encoded_len(), Duration::ZERO);
-        let mut pending = Pending { lsn: position.lsn, durability, bytes, hold, slot, place: Some(place) };
+        let mut pending = Pending { position, cuts, durability, bytes, hold, slot, place: Some(place) };
         if durability == Durability::Buffered {
             // As sure as was asked for already; what is left is the pace.
             let done = if self.hand_over_buffered() { self.log.write_to(position.lsn) } else { Ok(()) };
@@ -256,31 +278,24 @@ impl Store {
     fn complete(&self, group: VecDeque<Pending>) -> usize {
         let bytes = group.iter().map(|p| p.bytes).sum();
         let mut group: Vec<Pending> = group.into();
-        group.sort_by_key(|p| p.lsn);
+        group.sort_by_key(|p| p.position.lsn);
         let (synced, written): (Vec<_>, Vec<_>) = group.into_iter().partition(|p| p.durability == Durability::Synced);
         // Those who wait for less do not wait for the sync.
         if let Some(last) = written.last() {
-            let done = self.log.write_to(last.lsn);
+            let done = self.log.write_to(last.position.lsn);
             end_all(written, |_| done.as_ref().err().map(ToString::to_string));
         }
         if let Some(last) = synced.last() {
-            let done = self.sync_visibly(last.lsn);
+            let done = self.sync_visibly(&last.position, last.cuts);
             let (durable, applied) = (self.log.durable().get(), self.applied.get());
             end_all(synced, |p| match &done {
-                Err(e) if durable < p.lsn || applied < p.lsn => Some(e.to_string()),
+                // A cut took some, and perhaps not this one: each is asked for by itself.
+                _ if self.log.cuts() != p.cuts => self.sync_visibly(&p.position, p.cuts).err().map(|e| e.to_string()),
+                Err(e) if durable < p.position.lsn || applied < p.position.lsn => Some(e.to_string()),
                 Ok(()) | Err(_) => None,
             });
         }
         bytes
-    }
-
-    fn sync_visibly(&self, lsn: Lsn) -> Result<()> {
-        self.log.sync_to_and(lsn, |durable| self.commit_group(durable))?;
-        if self.applied.get() < lsn {
-            self.set_committed(lsn);
-            self.apply_written()?;
-        }
-        Ok(())
     }
 
     /// The worker that completes submitted writes.

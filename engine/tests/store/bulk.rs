@@ -193,3 +193,54 @@ fn a_load_that_is_cut_short_anywhere_leaves_the_whole_store_or_none() {
         }
     }
 }
+
+/// Two nodes that began with different data are of different histories although both begin at LSN 1; two that began with
+/// the same tables are of one.
+#[test]
+fn the_chain_of_a_base_tells_its_content() {
+    let (_, env) = world(5);
+    let ready = paths(&write(&env, READY, 0..KEYS));
+    let other = paths(&write(&env, "/other", 1..KEYS));
+    let load = |dir: &str, tables: &[PathBuf]| {
+        let loaded = load(&env, Path::new(dir), &Options::tiny(), IDENTITY, tables, Place::Copy).unwrap();
+        let store = Store::open_embedded(env.clone(), Path::new(dir), &Options::tiny()).unwrap();
+        assert_eq!(store.log().last(), loaded.position);
+        store.log().last().chain
+    };
+    let mut shuffled = ready.clone();
+    shuffled.reverse();
+    let (a, b, c, none) = (load("/a", &ready), load("/b", &shuffled), load("/c", &other), load("/d", &[]));
+    assert_eq!(a, b, "the same tables");
+    assert!(a != c && a != none && c != none, "{a} {c} {none}");
+}
+
+/// What an earlier attempt left in the directory is removed: a table given from there under another spelling is not
+/// among it.
+#[test]
+fn tables_in_the_directory_to_be_are_refused_under_any_spelling() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (dir, tables) = (scratch.path().join("store"), scratch.path().join("store/tables"));
+    std::fs::create_dir_all(&tables).unwrap();
+    let env = Env::real();
+    let mut writer = TableWriter::new(env.clone(), &tables, &Options::tiny());
+    writer.put(Keyspace::USER, b"k", &Value::plain(b"v")).unwrap();
+    let ready = writer.finish().unwrap();
+    let name = ready[0].path.file_name().unwrap();
+    let (by_dir, by_file, out) =
+        (scratch.path().join("link"), scratch.path().join("x.table"), scratch.path().join("to"));
+    std::os::unix::fs::symlink(&tables, &by_dir).unwrap();
+    std::os::unix::fs::symlink(&ready[0].path, &by_file).unwrap();
+    std::os::unix::fs::symlink(&dir, &out).unwrap();
+    let spelled = scratch.path().join("store/../store/tables").join(name);
+    for (to, given) in [
+        (&dir, by_dir.join(name)),
+        (&dir, by_file),
+        (&dir, spelled),
+        (&out, ready[0].path.clone()),
+        (&scratch.path().join("link/.."), ready[0].path.clone()),
+    ] {
+        let refused = load(&env, to, &Options::tiny(), IDENTITY, std::slice::from_ref(&given), Place::Link);
+        assert!(matches!(refused, Err(Error::Directory { .. })), "{}: {refused:?}", given.display());
+        assert!(ready[0].path.exists(), "{} was removed", given.display());
+    }
+}

@@ -23,6 +23,8 @@ fn trace(seed: u64) -> Vec<Act> {
             (3, _) => Act::Write(Durability::Synced, vec![(byte(), word())], None),
             (7, _) => Act::Write(Durability::Written, vec![(byte(), word())], None),
             (15, _) => Act::Write(Durability::Buffered, vec![(byte(), word())], None),
+            (11, _) => Act::Submit(Durability::Synced, vec![(byte(), word())], None),
+            (20, _) => Act::Submit(Durability::Buffered, vec![(byte(), word())], None),
             (_, 0) => Act::Sync,
             (_, 1) => Act::Commit,
             (_, 2) => Act::Apply,
@@ -144,7 +146,7 @@ fn after_a_full_disk_at_any_io_the_same_store_goes_on() {
             match world.act(act) {
                 Ok(()) => continue,
                 Err(Error::DiskFull { .. }) => met += 1,
-                Err(Error::Stopped(_)) => {}
+                Err(Error::Stopped(_) | Error::Indeterminate { .. }) => {}
                 Err(e) => panic!("{what}: {e}"),
             }
             if !world.fatal.messages().is_empty() {

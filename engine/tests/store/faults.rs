@@ -507,3 +507,26 @@ fn damage_in_the_middle_of_the_manifest_is_refused_by_place() {
     }
     world.reopen();
 }
+
+/// Where the process outlives a log that failed: a weaker write behind it shows nothing that is not durable.
+#[test]
+fn a_weaker_write_after_the_log_failed_shows_nothing_that_is_not_durable() {
+    for (seed, word) in [(1, Durability::Written), (2, Durability::Buffered)] {
+        for submitted in [false, true] {
+            let mut world = World::new(seed);
+            world.act(&Act::Write(Durability::Synced, vec![(1, 10)], None)).unwrap();
+            world.act(&Act::Put(vec![(2, 10)])).unwrap();
+            world.fs.fail_next_sync();
+            assert!(matches!(world.store().log().sync_to(Lsn(2)), Err(Error::Stopped(_))));
+            let mut batch = Batch::new();
+            batch.put(b"k", b"v").unwrap();
+            let refused = if submitted {
+                world.store().submit(&batch, &[], word).map(drop)
+            } else {
+                world.store().write(&batch, &[], word).map(drop)
+            };
+            assert!(matches!(refused, Err(Error::Stopped(_))), "{refused:?}");
+            assert_eq!((world.store().committed().get(), world.store().view().lsn()), (Lsn(1), Lsn(1)), "{word:?}");
+        }
+    }
+}

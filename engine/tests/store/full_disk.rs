@@ -373,3 +373,94 @@ fn no_flush_is_made_for_room_that_it_cannot_give() {
     // So much fills no memtable.
     assert!(stats.tree.flushes <= 1, "{} flushes of next to nothing", stats.tree.flushes);
 }
+
+/// Where `log/` and `tables/` are on disks of their own, each is held to the room that it has there.
+#[test]
+fn room_is_measured_where_the_bytes_go() {
+    let mut world = World::new(11);
+    world.fs.set_capacity(16 << 20);
+    let plenty = 8 << 20;
+    for _ in 0..30 {
+        world.write().unwrap();
+        world.maintain();
+    }
+    assert_eq!(world.room(), Room::Enough);
+    world.fs.set_room(Path::new("/data/log"), 5 << 10);
+    // Flushes have room all the time; nobody lets log go.
+    let refused = loop {
+        match world.write() {
+            Ok(()) => assert!(world.store().log().disk_usage().1 < 100, "it never fills up"),
+            Err(e) => break e,
+        }
+    };
+    assert!(matches!(&refused, Error::DiskFull { path, .. } if path == Path::new("/data/log")), "{refused}");
+    assert_eq!((world.room(), world.store().stats().space.free_bytes), (Room::WritesRefused, 5 << 10));
+    world.fs.set_room(Path::new("/data/log"), plenty);
+    world.write().unwrap();
+    world.maintain();
+    assert_eq!(world.room(), Room::Enough);
+    world.fs.set_room(Path::new("/data/tables"), 1 << 10);
+    world.fill("the tables' disk is full");
+    assert_eq!((world.room(), world.store().stats().space.free_bytes), (Room::WritesRefused, 1 << 10));
+    let refused = world.write().unwrap_err();
+    assert!(matches!(&refused, Error::DiskFull { path, .. } if path == Path::new("/data/tables")), "{refused}");
+    world.fs.set_room(Path::new("/data/tables"), plenty);
+    world.maintain();
+    world.write().unwrap();
+    world.maintain();
+    assert_eq!(world.room(), Room::Enough);
+    world.check("room again");
+}
+
+/// Files of the log that wait to be used again.
+fn spares(world: &World) -> usize {
+    world.fs.files().into_iter().filter(|f| f.extension().is_some_and(|e| e == "spare")).count()
+}
+
+/// Level 0 full of tables that share all their keys, above a bottom of all keys, and a spare segment or two.
+fn deep(seed: u64) -> World {
+    let world = World::new(seed);
+    let rng = SeededRng::new(seed);
+    let write = |keys: u32| {
+        for n in 0..keys {
+            let value: Vec<u8> = (0..1000).map(|_| rng.next_u64() as u8).collect();
+            let mut batch = Batch::new();
+            batch.put(format!("key-{:04}", n * 37 % 200).as_bytes(), &value).unwrap();
+            world.store().write(&batch, &[], Durability::Written).unwrap();
+        }
+        world.store().tree().flush_all().unwrap();
+        world.store().log().release(world.store().tree().flushed().lsn).unwrap();
+    };
+    write(200);
+    world.store().tree().compact_all().unwrap();
+    write(400);
+    while world.store().log().prepare_step().unwrap() == Progress::Worked {}
+    world
+}
+
+fn level0(world: &World) -> u64 {
+    world.store().stats().tree.levels[0].tables
+}
+
+#[test]
+fn spare_segments_stay_where_the_merge_that_waits_would_not_fit_with_their_room() {
+    let world = deep(12);
+    let had = spares(&world);
+    assert!(had > 0, "this tests nothing");
+    world.fs.set_capacity(world.fs.allocated() + (8 << 10));
+    world.maintain();
+    assert_eq!((world.room(), spares(&world)), (Room::CompactionWaits, had), "gone for nothing");
+}
+
+#[test]
+fn a_merge_too_large_for_the_room_does_not_keep_smaller_ones_from_being_done() {
+    let world = deep(13);
+    let before = level0(&world);
+    assert!(before > 40, "this tests nothing");
+    // Of level 0 sixteen tables are taken at once, 64 KiB with what they overlap; 28 KiB are kept back.
+    world.fs.set_capacity(world.fs.allocated() + (73 << 10));
+    world.maintain();
+    assert!(level0(&world) + 30 < before, "{} of {before} tables are still in level 0", level0(&world));
+    assert_eq!(world.store().view().scan(Keyspace::USER, b"", b"", false).count(), 200);
+    assert_eq!(world.fs.times_full(), 0);
+}

@@ -31,7 +31,9 @@ fn condition() -> impl Strategy<Value = If> {
 
 fn write() -> impl Strategy<Value = Act> {
     let durability = prop_oneof![Just(Durability::Synced), Just(Durability::Written), Just(Durability::Buffered)];
-    (durability, pairs(), proptest::option::weighted(0.3, condition())).prop_map(|(d, p, c)| Act::Write(d, p, c))
+    let submitted = prop_oneof![2 => Just(false), 1 => Just(true)];
+    let parts = (durability, pairs(), proptest::option::weighted(0.3, condition()), submitted);
+    parts.prop_map(|(d, p, c, submitted)| if submitted { Act::Submit(d, p, c) } else { Act::Write(d, p, c) })
 }
 
 fn reading() -> impl Strategy<Value = Read> {
@@ -162,7 +164,7 @@ impl StateMachineTest for OnDisk {
 }
 
 /// All that the traces must have come to, whatever the dice say.
-const REACHED: [&str; 48] = [
+const REACHED: [&str; 51] = [
     "put",
     "delete",
     "delete range",
@@ -177,6 +179,9 @@ const REACHED: [&str; 48] = [
     "write synced",
     "write written",
     "write buffered",
+    "submit synced",
+    "submit written",
+    "submit buffered",
     "put if",
     "step",
     "pass",

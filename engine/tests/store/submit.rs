@@ -275,3 +275,36 @@ fn a_dropped_completion_takes_nothing_with_it_and_keeps_nothing() {
     assert!((0..100_u8).all(|n| get(&w.store, &[n]).is_some()), "a dropped completion took its write back");
     assert_eq!(woken.0.load(Ordering::SeqCst), 0);
 }
+
+#[test]
+fn the_bytes_that_are_outstanding_are_bounded_as_their_number_is() {
+    let fs = SimFs::new(10);
+    fs.prepare_dir(Path::new(DIR)).unwrap();
+    let (env, _) = Env::sim(Arc::clone(&fs), SimClock::new(CommitTs(1_000_000)), 10);
+    let options = Options { segment_bytes: 64 << 20, ..Options::with_memory_limit(64 << 20) };
+    let store = Arc::new(Store::create(env, Path::new(DIR), &options, IDENTITY).unwrap());
+    let _workers = store.start_background().unwrap();
+    let (bound, len) = (options.memory_limit as usize / 16, 256 << 10);
+    let submit = |len: usize| store.submit(&put(b"k", &vec![7; len]), &[], Durability::Synced);
+    let stall = fs.stall_syncs();
+    let mut all = Vec::new();
+    let refused = loop {
+        match submit(len) {
+            Ok(c) => all.push(c),
+            Err(e) => break e,
+        }
+        // Less than that at which a writer writes for itself, and so would hang.
+        assert!(all.len() < 100, "{} MiB are outstanding", all.len() / 4);
+    };
+    assert_eq!(all.len(), bound / (len + 20), "{refused}");
+    let last = store.log().last().lsn;
+    assert!(matches!(refused, Error::Overloaded { .. }) && refused.to_string().contains("MiB"), "{refused}");
+    assert_eq!((refused.class(), last), (ErrorClass::NotExecuted, Lsn(all.len() as u64)));
+    // What still fits is taken.
+    all.push(submit(1 << 10).unwrap());
+    drop(stall);
+    all.iter().for_each(|c| assert!(c.wait().is_ok()));
+    // One alone may be larger than the bound.
+    submit(8 << 20).unwrap().wait().unwrap();
+    submit(len).unwrap().wait().unwrap();
+}

@@ -52,6 +52,8 @@ pub(crate) enum Act {
     Checkpoint,
     /// An embedded write: commits itself, and everything before it.
     Write(Durability, Vec<(u8, u16)>, Option<If>),
+    /// The same, submitted; there is no thread, so the call completes it.
+    Submit(Durability, Vec<(u8, u16)>, Option<If>),
     /// An append under a condition, which is judged with everything appended before it.
     PutIf(Vec<(u8, u16)>, If),
     /// One bounded piece of maintenance.
@@ -78,6 +80,9 @@ impl Act {
             Act::Write(Durability::Synced, ..) => "write synced",
             Act::Write(Durability::Written, ..) => "write written",
             Act::Write(Durability::Buffered, ..) => "write buffered",
+            Act::Submit(Durability::Synced, ..) => "submit synced",
+            Act::Submit(Durability::Written, ..) => "submit written",
+            Act::Submit(Durability::Buffered, ..) => "submit buffered",
             Act::PutIf(..) => "put if",
             Act::Step => "step",
             Act::Pass(_) => "pass",
@@ -262,9 +267,15 @@ impl World {
         }
     }
 
-    fn write(&mut self, durability: Durability, pairs: &[(u8, u16)], condition: Option<If>) -> Result<()> {
+    fn write(
+        &mut self,
+        durability: Durability,
+        pairs: &[(u8, u16)],
+        condition: Option<If>,
+        write: impl FnOnce(&Store, &Batch, &[Condition]) -> Result<()>,
+    ) -> Result<()> {
         let batch = Self::puts(pairs)?;
-        let done = self.under(condition, &batch, |s, c| s.write(&batch, c, durability).map(drop));
+        let done = self.under(condition, &batch, |s, c| write(s, &batch, c));
         // Weaker writes commit what came before also when they are refused themselves.
         self.committed = self.committed.max(self.store().committed().get().0 as usize);
         if done? {
@@ -314,7 +325,16 @@ impl World {
             Act::Freeze => self.store().tree().freeze(),
             Act::Cut(n) => self.cut(usize::from(*n))?,
             Act::Checkpoint => self.checkpoint()?,
-            Act::Write(durability, pairs, condition) => self.write(*durability, pairs, *condition)?,
+            Act::Write(durability, pairs, condition) => {
+                self.write(*durability, pairs, *condition, |s, b, c| s.write(b, c, *durability).map(drop))?;
+            }
+            Act::Submit(durability, pairs, condition) => {
+                self.write(*durability, pairs, *condition, |s, b, c| {
+                    let completion = s.submit(b, c, *durability)?;
+                    assert!(completion.outcome().is_some(), "nobody else would complete it");
+                    completion.wait().map(drop)
+                })?;
+            }
             Act::PutIf(pairs, condition) => {
                 let (batch, epoch) = (Self::puts(pairs)?, self.store().log().last().epoch);
                 self.under(Some(*condition), &batch, |s, c| s.append(epoch, &batch, c).map(drop))?;

@@ -24,6 +24,8 @@ use mainstay_engine::{ClusterId, Env, Epoch, Lsn, Options, Position, Result, Tim
 use tokio::sync::watch;
 
 pub use candidate::Promoted;
+#[cfg(any(test, feature = "sim"))]
+pub(crate) use promise_file::{decode_promise, promise_seeds};
 pub use transport::{
     Ack, CheckpointPart, FromPrimary, Hello, Next, PROTOCOL, Reason, Refusal, SealReply, SealRequest, Transport,
     TransportError, Welcome,

@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::files::Bytes;
 use super::frame::{self, NoFrame};
 use super::segment::{self, FRAMES_AT, Found, Header};
 use crate::error::{Error, Result};
@@ -18,7 +19,7 @@ mod walk;
 pub use tails::{CutTailFile, RecordFile, cut_tails};
 pub(crate) use tails::{Intended, read_cut_intent};
 pub use walk::Unfinished;
-pub(crate) use walk::{SegmentWalk, find_evidence, find_frame};
+pub(crate) use walk::{SegmentWalk, find_evidence, headerless_damage};
 
 /// Read from a file at a time, in bytes.
 pub(super) const WINDOW_BYTES: usize = 256 << 10;
@@ -160,6 +161,12 @@ impl Window {
     /// What was read may have changed since.
     pub(super) fn forget(&mut self) {
         self.buf.clear();
+    }
+}
+
+impl Bytes for Window {
+    fn from(&mut self, at: u64, need: usize) -> Result<&[u8]> {
+        Window::from(self, at, need)
     }
 }
 

@@ -5,13 +5,13 @@
 
 use std::path::{Path, PathBuf};
 
+use super::super::files::{expected_salt, find_record};
 use super::super::frame;
-use super::super::segment::FRAMES_AT;
 use super::{SegmentHeader, SegmentReader, WINDOW_BYTES, Window};
 use crate::error::{Error, Result};
 use crate::fs::Fs;
 use crate::lsn::{Chain, Lsn, Position};
-use crate::record::{RECORD_BYTES_MAX, Record};
+use crate::record::RECORD_BYTES_MAX;
 
 /// Bytes behind the end of the log that are no whole frame: a write that a crash left unfinished, or one that is
 /// being made. Recovery zeroes them; nothing in them was ever acknowledged as durable.
@@ -166,7 +166,7 @@ pub(crate) fn find_evidence(
     let (mut found, mut last) = (None, from + no_end);
     scan(fs, path, from, |at, bytes| {
         if bytes.get(4..8) != Some(&salt.to_le_bytes()) {
-            return false;
+            return;
         }
         let said = bytes.first_chunk().map_or(0, |len| u32::from_le_bytes(*len) as usize);
         last = last.max(at + frame::frame_len(said.min(RECORD_BYTES_MAX)) as u64);
@@ -175,43 +175,28 @@ pub(crate) fn find_evidence(
         {
             found = Some((at, durable));
         }
-        false
     })?;
     Ok((found, last.min(end).saturating_sub(from)))
 }
 
-/// In a segment without a header: a whole record above `above`, whatever its frame's salt.
-pub(crate) fn find_frame(fs: &dyn Fs, path: &Path, above: Lsn) -> Result<Option<(u64, Lsn)>> {
-    let mut candidates = Vec::new();
-    scan(fs, path, FRAMES_AT, |at, bytes| {
-        let framed = match frame::decode(bytes, None) {
-            Ok(f) => Some(f.len),
-            Err(frame::NoFrame::Short(need)) if need > frame::HEADER_BYTES + 8 => Some(need),
-            Err(_) => None,
-        };
-        candidates.extend(framed.map(|len| (at, len)));
-        candidates.len() >= CANDIDATES_MAX
-    })?;
-    let mut window = Window::open(fs, path)?;
-    for (at, len) in candidates {
-        let bytes = window.from(at, len)?;
-        let Ok(f) = frame::decode(bytes, None) else { continue };
-        let Ok(record) = Record::decode(f.record) else { continue };
-        if record.header.lsn > above {
-            return Ok(Some((at, record.header.lsn)));
-        }
-    }
-    Ok(None)
+/// What is wrong with the segment `seq` without a header, behind a log that ends at `end`, by the rules of recovery.
+/// `before`: number and salt of a segment before it.
+pub(crate) fn headerless_damage(
+    fs: &dyn Fs,
+    path: &Path,
+    seq: u64,
+    end: Lsn,
+    before: Option<(u64, u32)>,
+) -> Result<Option<String>> {
+    Ok(find_record(&mut Window::open(fs, path)?, end, expected_salt(before, seq))?.damage())
 }
 
-/// Frames of a headerless segment that are looked into.
-const CANDIDATES_MAX: usize = 1024;
 /// Bytes that a look at one place needs: a frame's header and the checksum of its record.
 const LOOK_BYTES: usize = frame::HEADER_BYTES + 8;
 
 /// Shows every place from `from` on at which a frame could stand, with at least [`LOOK_BYTES`] where the file has
-/// them, until `look` says that it is enough. Places in pages of zeros are left out.
-fn scan(fs: &dyn Fs, path: &Path, from: u64, mut look: impl FnMut(u64, &[u8]) -> bool) -> Result<()> {
+/// them. Places in pages of zeros are left out.
+fn scan(fs: &dyn Fs, path: &Path, from: u64, mut look: impl FnMut(u64, &[u8])) -> Result<()> {
     const ZEROS: [u8; 4096] = [0; 4096];
     let mut window = Window::open(fs, path)?;
     let mut at = from;
@@ -225,9 +210,7 @@ fn scan(fs: &dyn Fs, path: &Path, from: u64, mut look: impl FnMut(u64, &[u8]) ->
                 next += ZEROS.len();
                 continue;
             }
-            if look(at + next as u64, rest) {
-                return Ok(());
-            }
+            look(at + next as u64, rest);
             next += 8;
         }
         at += whole.max(8) as u64;

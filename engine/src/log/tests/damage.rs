@@ -247,3 +247,31 @@ proptest! {
         }
     }
 }
+
+/// A log of a program that gave each segment a random salt: what a damaged header hides is not judged by the salt that
+/// would be next today.
+#[test]
+fn a_damaged_header_is_noticed_whatever_salt_its_segment_had() {
+    let (fs, env) = world();
+    let (log, _) = open_with(&env, 0).unwrap();
+    fill(&log, 60);
+    log.step().unwrap();
+    let newest = log.shared.segments.lock().unwrap().back().unwrap().path.clone();
+    drop(log);
+    let mut bytes = fs.read_all(&newest).unwrap();
+    let (mut at, mut count) = (segment::FRAMES_AT as usize, 0);
+    while let Ok(f) = frame::decode(&bytes[at..], None) {
+        let (durable, len) = (f.durable, f.len);
+        let mut again = [&[0; frame::HEADER_BYTES], f.record].concat();
+        frame::seal(&mut again, 0, 0x5a5a_5a5a, durable);
+        bytes[at..at + len].copy_from_slice(&again);
+        (at, count) = (at + len, count + 1);
+    }
+    assert!(count > 1, "this tests nothing");
+    bytes[..88].fill(0);
+    overwrite(&fs, newest.to_str().unwrap(), 0, &bytes);
+    let check = crate::inspect::check_log(&*fs, Path::new("/data"), crate::inspect::Known::default()).unwrap();
+    let opened = open_with(&env, 0);
+    assert!(matches!(opened, Err(Error::Corruption { ref path, .. }) if *path == newest), "{opened:?}");
+    assert_eq!(check.findings.len(), 1, "{:?}", check.findings);
+}

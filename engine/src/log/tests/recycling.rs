@@ -183,6 +183,9 @@ fn values_that_look_like_frames_do_not_keep_a_log_from_opening() {
     assert!(find_frames(&w.fs.read_all(&ahead).unwrap()) > 10, "this tests nothing");
     log.close().unwrap();
     drop(log);
+    let known = crate::inspect::Known { durable: w.durable, base: Some(w.base) };
+    let check = crate::inspect::check_log(&*w.fs, Path::new(DIR), known).unwrap();
+    assert_eq!(check.findings, [], "what recovery takes is called damage");
     w.check(&w.open().unwrap().0, "after values like frames");
 }
 
@@ -199,7 +202,32 @@ fn a_damaged_header_is_noticed_however_many_records_in_front_are_in_the_tables()
     // What was said to be durable is not known any more: only the records themselves tell.
     w.durable = w.base.lsn;
     w.fs.flip_bit(&path, 40, 3).unwrap();
+    let known = crate::inspect::Known { durable: w.durable, base: Some(w.base) };
+    let check = crate::inspect::check_log(&*w.fs, Path::new(DIR), known).unwrap();
+    assert_eq!(check.findings.len(), 1, "a check does not see what recovery refuses");
     assert!(matches!(w.open(), Err(Error::Corruption { .. })), "durable records given up in silence");
+}
+
+/// So much that looks like frames of any salt that nobody can say whether a record is lost: the check says what the
+/// refusal to open says.
+#[test]
+fn a_check_calls_unclear_what_recovery_refuses_as_unclear() {
+    let w = World::new(11, 1 << 20);
+    let (log, _) = w.open().unwrap();
+    let path = newest(&log).path.clone();
+    drop(log);
+    let mut frame = vec![0; frame::HEADER_BYTES];
+    frame.extend_from_slice(&[7; 40]);
+    frame::seal(&mut frame, 0, 9, Lsn(0));
+    damage::overwrite(&w.fs, path.to_str().unwrap(), 0, &[0xff; 88]);
+    for (count, findings) in [(1000, 0), (1100, 1)] {
+        damage::overwrite(&w.fs, path.to_str().unwrap(), segment::FRAMES_AT, &frame.repeat(count));
+        let check = crate::inspect::check_log(&*w.fs, Path::new(DIR), crate::inspect::Known::default()).unwrap();
+        assert_eq!(check.findings.len(), findings, "{count}: {:?}", check.findings);
+        assert_eq!(w.open().is_err(), findings > 0);
+        // A log that opened made its first segment anew.
+        damage::overwrite(&w.fs, path.to_str().unwrap(), 0, &[0xff; 88]);
+    }
 }
 
 #[test]

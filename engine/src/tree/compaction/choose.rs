@@ -49,11 +49,27 @@ pub(super) struct Rules {
     pub(super) idle: bool,
     /// Damaged tables, which stay where they are.
     pub(super) avoid: BTreeSet<u128>,
+    /// No merge of more bytes: there is no room for what it writes.
+    pub(super) bytes_max: u64,
 }
 
 impl Rules {
     fn avoids(&self, t: &Candidate) -> bool {
         self.avoid.contains(&t.id)
+    }
+
+    /// Whether there is room for a merge of all these.
+    fn fits<'a>(&self, tables: impl IntoIterator<Item = &'a Candidate>) -> bool {
+        tables.into_iter().map(|t| t.bytes).sum::<u64>() <= self.bytes_max
+    }
+
+    fn has_room(&self, shape: &Shape, plan: &Plan) -> bool {
+        match plan {
+            Plan::Forget(_) | Plan::Move(..) => true,
+            Plan::Merge(ids, _) | Plan::MergeHistory(ids) => {
+                self.fits(shape.tables().chain(&shape.history).filter(|t| ids.contains(&t.id)))
+            }
+        }
     }
 }
 
@@ -66,9 +82,9 @@ pub(super) fn choose(shape: &Shape, rules: &Rules) -> Option<Plan> {
             due.sort_by(|a, b| b.0.total_cmp(&a.0));
             due.into_iter().find_map(|(_, level)| go_down(shape, rules, &targets, level))
         })
-        .or_else(|| deletes(shape, rules, &targets))
-        .or_else(|| history(shape, rules))
-        .or_else(|| reclaim(shape, rules))
+        .or_else(|| deletes(shape, rules, &targets).filter(|p| rules.has_room(shape, p)))
+        .or_else(|| history(shape, rules).filter(|p| rules.has_room(shape, p)))
+        .or_else(|| reclaim(shape, rules).filter(|p| rules.has_room(shape, p)))
         .or_else(|| settle(shape, rules, &targets))
 }
 
@@ -128,13 +144,21 @@ fn level0_down(shape: &Shape, rules: &Rules, base: usize) -> Option<Plan> {
     if let Some(to) = movable(shape, oldest, 0).filter(|to| *to >= base) {
         return Some(Plan::Move(oldest.id, to as u8));
     }
-    let taken: Vec<&Candidate> = oldest_first.into_iter().take(LEVEL0_MAX).collect();
-    merge_into(shape, rules, &taken, base)
+    let most = oldest_first.len().min(LEVEL0_MAX);
+    let taken = (1..=most).rev().filter_map(|n| oldest_first.get(..n)).find(|taken| {
+        let below = shape.overlapping(base, taken);
+        rules.fits(taken.iter().chain(&below).copied())
+    })?;
+    merge_into(shape, rules, taken, base)
 }
 
 /// Where a damaged table blocks the way down, the newest tables of level 0 become one, so that a read asks few: all
 /// that together are larger than the next older one.
 fn within_level0(shape: &Shape, rules: &Rules) -> Option<Plan> {
+    if rules.bytes_max < u64::MAX {
+        // For want of room it would be worse: what becomes large needs more to go down.
+        return None;
+    }
     let (mut ids, mut bytes) = (Vec::new(), 0);
     for t in shape.level(0).iter().take_while(|t| !rules.avoids(t)) {
         if ids.len() > 1 && t.bytes > bytes {
@@ -166,7 +190,7 @@ fn table_down(shape: &Shape, rules: &Rules, level: usize) -> Option<Plan> {
 
 fn merge_into(shape: &Shape, rules: &Rules, taken: &[&Candidate], to: usize) -> Option<Plan> {
     let below = shape.overlapping(to, taken);
-    if below.iter().any(|t| rules.avoids(t)) {
+    if below.iter().any(|t| rules.avoids(t)) || !rules.fits(taken.iter().chain(&below).copied()) {
         return None;
     }
     let ids = taken.iter().chain(&below).map(|t| t.id).collect();

@@ -98,13 +98,23 @@ impl Tree {
             };
             self.start(&mut state, &version, plan, rules.floor)?;
         }
-        if self.check_room(&mut state).is_err() {
+        if self.check_room(&mut state).is_err() && !self.start_smaller(&mut state, idle)? {
             return Ok(Progress::Idle);
         }
         match self.step(&mut state, bytes) {
             Err(e) => self.note_error(e).map(|()| Progress::Worked),
             Ok(()) => Ok(Progress::Worked),
         }
+    }
+
+    /// Where there is no room for the merge that is due: starts one that there is room for. False if there is none.
+    fn start_smaller(&self, state: &mut Compacting, idle: bool) -> Result<bool> {
+        let Some(space) = self.space.get() else { return Ok(false) };
+        let version = self.version();
+        let rules = Rules { bytes_max: space.merge_room(), ..self.rules(state, &version, idle)? };
+        let Some(plan) = choose(&Shape::of(&version), &rules) else { return Ok(false) };
+        self.start(state, &version, plan, rules.floor)?;
+        Ok(self.check_room(state).is_ok())
     }
 
     /// Bytes a second that merges may go through, unless writers wait for them.
@@ -124,6 +134,7 @@ impl Tree {
             floor: self.next_floor(state, version)?,
             idle,
             avoid: self.damaged.ids(),
+            bytes_max: u64::MAX,
         })
     }
 

@@ -11,7 +11,14 @@ use crate::table::RangeDelete;
 use crate::tree::version::{LAST_LEVEL, LEVELS};
 
 fn rules() -> Rules {
-    Rules { level0_tables: 2, base_bytes: 1000, floor: (Lsn(0), CommitTs(0)), idle: false, avoid: BTreeSet::new() }
+    Rules {
+        level0_tables: 2,
+        base_bytes: 1000,
+        floor: (Lsn(0), CommitTs(0)),
+        idle: false,
+        avoid: BTreeSet::new(),
+        bytes_max: u64::MAX,
+    }
 }
 
 fn table(id: u128, first: u8, last: u8, bytes: u64) -> Candidate {
@@ -64,6 +71,24 @@ fn a_damaged_table_holds_up_only_what_needs_it() {
     assert_eq!(choose(&s, &rules), Some(Plan::Merge(vec![3, 2], 0)), "what is large already stays");
     let s = shape(vec![table(2, 51, 52, 10), table(1, 51, 51, 10)], s.levels[LEVELS - 1].clone());
     assert!(matches!(choose(&s, &rules), Some(Plan::Merge(ids, _)) if !ids.contains(&11)));
+}
+
+#[test]
+fn a_merge_that_is_too_large_leaves_its_turn_to_smaller_ones() {
+    let last = vec![table(11, 1, 5, 400), table(12, 20, 25, 400), table(13, 40, 60, 5_000)];
+    let s = shape(vec![table(3, 4, 50, 10), table(2, 22, 23, 10), table(1, 1, 2, 10)], last);
+    let at = |bytes_max| choose(&s, &Rules { bytes_max, base_bytes: 10_000, ..rules() });
+    assert_eq!(at(u64::MAX), Some(Plan::Merge(vec![1, 2, 3, 11, 12, 13], LAST_LEVEL)));
+    assert_eq!(at(5_829), Some(Plan::Merge(vec![1, 2, 11, 12], LAST_LEVEL)), "not the newest of level 0");
+    assert_eq!(at(819), Some(Plan::Merge(vec![1, 11], LAST_LEVEL)));
+    assert_eq!(at(409), None, "no larger table of level 0, which would need more room");
+    // In another level, and another table of the same one.
+    let mut s = Shape::default();
+    s.levels[5] = vec![table(1, 1, 4, 900), table(2, 6, 9, 300)];
+    s.levels[6] = vec![table(11, 2, 3, 500), table(12, 7, 8, 900)];
+    let at = |bytes_max| choose(&s, &Rules { bytes_max, ..rules() });
+    assert_eq!(at(u64::MAX), Some(Plan::Merge(vec![1, 11], LAST_LEVEL)));
+    assert_eq!(at(1_300), Some(Plan::Merge(vec![2, 12], LAST_LEVEL)));
 }
 
 #[test]
@@ -182,15 +207,18 @@ fn places(s: &Shape) -> Vec<(usize, usize, &Candidate)> {
 
 proptest! {
     #[test]
-    fn newer_versions_never_end_up_below_older_ones(s in any_shape(), idle: bool, avoid in proptest::collection::btree_set(1u128..404, 0..3)) {
-        let rules = Rules { idle, avoid: avoid.clone(), ..rules() };
+    fn newer_versions_never_end_up_below_older_ones(s in any_shape(), idle: bool, avoid in proptest::collection::btree_set(1u128..404, 0..3), bytes_max in prop_oneof![Just(u64::MAX), 1u64..2_000]) {
+        let rules = Rules { idle, avoid: avoid.clone(), bytes_max, ..rules() };
         let Some(plan) = choose(&s, &rules) else { return Ok(()) };
+        let is_move = matches!(plan, Plan::Move(..));
         let (ids, to) = match plan {
             Plan::Merge(ids, to) => (ids, usize::from(to)),
             Plan::Move(id, to) => (vec![id], usize::from(to)),
             Plan::Forget(_) | Plan::MergeHistory(_) => return Ok(()),
         };
         prop_assert!(ids.iter().all(|id| !avoid.contains(id)), "a damaged table is used");
+        let merged: u64 = s.tables().filter(|t| ids.contains(&t.id)).map(|t| t.bytes).sum();
+        prop_assert!(is_move || merged <= bytes_max, "{merged} bytes are merged where {bytes_max} are allowed");
         if to == 0 {
             let at = |id: &u128| s.levels[0].iter().position(|t| t.id == *id);
             let mut at: Vec<_> = ids.iter().map(|id| at(id).unwrap()).collect();

@@ -1,0 +1,5 @@
+//! Fuzz target of the decoder `promise`.
+
+#![no_main]
+
+mainstay_fuzz::target!("promise");
