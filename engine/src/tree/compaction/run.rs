@@ -47,6 +47,11 @@ impl Compacting {
     pub(in crate::tree) fn forget(&mut self, id: u128) {
         self.damaged.remove(&id);
     }
+
+    /// What was noted of damaged tables, some of which may be gone.
+    pub(in crate::tree) fn noted(&self) -> BTreeMap<u128, String> {
+        self.damaged.clone()
+    }
 }
 
 impl Tree {
