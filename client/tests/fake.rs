@@ -143,6 +143,27 @@ impl Admin for Door {
         Err(Status::unimplemented(""))
     }
 
+    type ScrubStream = BoxStream<v1::ScrubProgress>;
+
+    async fn list_damage(&self, _: Request<v1::ListDamageRequest>) -> Result<Response<v1::ListDamageResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn scrub(&self, _: Request<v1::ScrubRequest>) -> Result<Response<Self::ScrubStream>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn repair_table(
+        &self,
+        _: Request<tonic::Streaming<v1::RepairTableRequest>>,
+    ) -> Result<Response<v1::RepairTableResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn reseed(&self, _: Request<v1::ReseedRequest>) -> Result<Response<v1::ReseedResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn wait_archived(
         &self,
         _: Request<v1::WaitArchivedRequest>,

@@ -60,6 +60,10 @@ pub enum Code {
     Corruption,
     /// The promotion did not come about.
     NotPromoted,
+    /// Nobody has a good copy of a damaged table.
+    NoCopy,
+    /// This node's data cannot be given up and seeded anew now.
+    NotReseeded,
 }
 
 impl Code {
@@ -82,6 +86,8 @@ impl Code {
             Code::Archive => "ARCHIVE",
             Code::Corruption => "CORRUPTION",
             Code::NotPromoted => "NOT_PROMOTED",
+            Code::NoCopy => "NO_COPY",
+            Code::NotReseeded => "NOT_RESEEDED",
         }
     }
 }
@@ -109,9 +115,15 @@ impl Failure {
         Self { code, class, message: message.into(), primary: String::new(), epoch: 0 }
     }
 
-    pub(super) fn bad(message: impl Into<String>) -> Self {
+    pub(crate) fn bad(message: impl Into<String>) -> Self {
         Self::new(Code::BadRequest, Class::NeverRetry, message)
     }
+}
+
+/// The engine's text of damage without its own advice, for where more is known of what can be done.
+#[must_use]
+pub fn without_advice(text: &str) -> &str {
+    text.strip_suffix("; restore this node from a replica or a backup").unwrap_or(text)
 }
 
 impl From<Error> for Failure {
