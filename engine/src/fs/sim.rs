@@ -43,9 +43,17 @@ struct Shared(Arc<Machine>);
 
 struct Machine {
     disk: Mutex<Disk>,
+    stalls: Mutex<Stalls>,
+    /// Told of every change of `stalls`.
+    stalled: Condvar,
+}
+
+#[derive(Default)]
+struct Stalls {
     /// How many [`Stall`]s live.
-    stalls: Mutex<u32>,
-    resumed: Condvar,
+    living: u32,
+    /// Calls that hang.
+    hanging: u32,
 }
 
 impl Shared {
@@ -54,14 +62,21 @@ impl Shared {
         self.0.disk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn stalls(&self) -> MutexGuard<'_, u32> {
+    fn stalls(&self) -> MutexGuard<'_, Stalls> {
         self.0.stalls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns when no stall lives. The disk is free meanwhile.
     fn wait_for_stalls(&self) {
-        let stalls = self.stalls();
-        drop(self.0.resumed.wait_while(stalls, |n| *n > 0).unwrap_or_else(PoisonError::into_inner));
+        let mut stalls = self.stalls();
+        stalls.hanging += 1;
+        self.0.stalled.notify_all();
+        let mut stalls = self.wait_while(stalls, |s| s.living > 0);
+        stalls.hanging -= 1;
+    }
+
+    fn wait_while<'a>(&'a self, s: MutexGuard<'a, Stalls>, until: impl Fn(&Stalls) -> bool) -> MutexGuard<'a, Stalls> {
+        self.0.stalled.wait_while(s, |s| until(s)).unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -69,10 +84,17 @@ impl Shared {
 #[derive(Debug)]
 pub struct Stall(Shared);
 
+impl Stall {
+    /// Returns when so many syncs hang.
+    pub fn wait_for(&self, syncs: u32) {
+        drop(self.0.wait_while(self.0.stalls(), |s| s.hanging < syncs));
+    }
+}
+
 impl Drop for Stall {
     fn drop(&mut self) {
-        *self.0.stalls() -= 1;
-        self.0.0.resumed.notify_all();
+        self.0.stalls().living -= 1;
+        self.0.0.stalled.notify_all();
     }
 }
 
@@ -90,8 +112,8 @@ impl SimFs {
     /// An empty disk whose chance comes from `seed`.
     #[must_use]
     pub fn new(seed: u64) -> Arc<Self> {
-        let (disk, stalls, resumed) = (Mutex::new(Disk::new(seed)), Mutex::default(), Condvar::new());
-        Arc::new(Self(Shared(Arc::new(Machine { disk, stalls, resumed }))))
+        let (disk, stalls, stalled) = (Mutex::new(Disk::new(seed)), Mutex::default(), Condvar::new());
+        Arc::new(Self(Shared(Arc::new(Machine { disk, stalls, stalled }))))
     }
 
     /// The power fails and comes back: unsynced changes survive by toss (see the module's text),
@@ -144,7 +166,7 @@ impl SimFs {
     /// Syncs hang until the returned value is dropped: for tests whose syncs run on threads of their own.
     #[must_use]
     pub fn stall_syncs(&self) -> Stall {
-        *self.0.stalls() += 1;
+        self.0.stalls().living += 1;
         Stall(self.0.clone())
     }
 

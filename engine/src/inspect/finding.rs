@@ -2,9 +2,10 @@
 //!
 //! Owns: the way from an error to a finding. Never: deciding what to do about it.
 
-use std::fmt;
-use std::io::ErrorKind;
 use std::path::PathBuf;
+use std::{fmt, io};
+
+use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 use crate::lsn::Lsn;
@@ -27,7 +28,8 @@ impl Finding {
     /// findings; that the disk gave `offset` last is all that is known of an unreadable place.
     ///
     /// # Errors
-    /// The error itself when it says nothing of the bytes: the file is gone, or may not be read.
+    /// The error itself when it says nothing of the bytes: the file is gone, may not be read, or the process or the
+    /// machine is short of something.
     pub(crate) fn of(error: Error, offset: u64) -> Result<Self> {
         match error {
             Error::Corruption { path, offset, lsn, what } => Ok(Self { path, offset, lsn, what }),
@@ -35,7 +37,7 @@ impl Finding {
                 Ok(Self { path, offset: 0, lsn: None, what: format!("of format {found}, this program knows {known}") })
             }
             Error::Directory { path, what } => Ok(Self { path, offset: 0, lsn: None, what }),
-            Error::Io { path, source, .. } if !is_about_the_file(source.kind()) => {
+            Error::Io { path, source, .. } if bytes_are_lost(&source) => {
                 Ok(Self { path, offset, lsn: None, what: format!("cannot be read: {source}") })
             }
             other => Err(other),
@@ -43,9 +45,11 @@ impl Finding {
     }
 }
 
-/// Whether the operating system refuses the file, not its bytes.
-const fn is_about_the_file(kind: ErrorKind) -> bool {
-    matches!(kind, ErrorKind::NotFound | ErrorKind::PermissionDenied)
+/// Whether the operating system says that it has not the bytes: the device or the file system failed, or the file is
+/// short. What it refuses for any other reason, it may give the next time.
+pub(crate) fn bytes_are_lost(e: &io::Error) -> bool {
+    let lost = |e| matches!(e, Errno::IO | Errno::BADMSG | Errno::ILSEQ | Errno::NODATA | Errno::UCLEAN);
+    e.kind() == io::ErrorKind::UnexpectedEof || Errno::from_io_error(e).is_some_and(lost)
 }
 
 impl fmt::Display for Finding {

@@ -11,6 +11,7 @@ mod state;
 mod tables;
 
 pub use finding::Finding;
+pub(crate) use finding::bytes_are_lost;
 pub use log::{CheckedSegment, Known, LogCheck, check_log, check_segment};
 pub use state::{ManifestCheck, StateFiles, check_manifest, read_state, state_files};
 pub(crate) use tables::conclude;

@@ -49,9 +49,21 @@ pub fn check_table(fs: &Arc<dyn Fs>, path: &Path, expected: Option<&TableFile>) 
 }
 
 /// What a check that has come to its end found.
+///
+/// # Errors
+/// What kept it from reading on, if nothing was found before.
 pub(crate) fn conclude(check: TableCheck, path: &Path, expected: Option<&TableFile>) -> Result<Vec<Finding>> {
     match check.finish() {
-        Err(found) => found.into_iter().map(|e| Finding::of(e, 0)).collect(),
+        Err(found) => {
+            let (mut findings, mut other) = (Vec::new(), None);
+            for e in found {
+                match Finding::of(e, 0) {
+                    Ok(finding) => findings.push(finding),
+                    Err(e) => other = Some(e),
+                }
+            }
+            other.filter(|_| findings.is_empty()).map_or(Ok(findings), Err)
+        }
         Ok(file) if expected.is_some_and(|e| *e != file) => {
             let what = "a whole table, but not the one that the manifest names".to_owned();
             Ok(vec![Finding { path: path.to_owned(), offset: 0, lsn: None, what }])

@@ -3,12 +3,13 @@
 //! Owns: which segments are sealed, and that one which is let go meanwhile is not called damaged. Never: the segment
 //! that is being written; recovery judges its end.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
 use super::inspect::SegmentWalk;
 use super::{Log, Segment, Shared, lock};
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::inspect::Finding;
 use crate::lsn::{Lsn, Position};
 use crate::tree::Scrubbed;
@@ -53,11 +54,20 @@ impl SegmentScrub {
         };
         let found = match stepped {
             Ok(Some(read)) => return Scrubbed::Read(read),
-            Ok(None) => self.judge(),
-            Err(e) => Some(self.unreadable(e)),
+            Ok(None) => Ok(self.judge()),
+            Err(e) => self.unreadable(e).map(Some),
         };
         // Let go, used again or cut meanwhile: what was read proves nothing.
-        if self.is_sealed(&segment) { Scrubbed::Whole(found.into_iter().collect()) } else { Scrubbed::Gone }
+        if !self.is_sealed(&segment) {
+            return Scrubbed::Gone;
+        }
+        match found {
+            Ok(found) => Scrubbed::Whole(found.into_iter().collect()),
+            Err(e) => {
+                self.walk = None;
+                Scrubbed::Unread(e)
+            }
+        }
     }
 
     /// The frames have ended: they must have come to where the next segment begins.
@@ -72,10 +82,14 @@ impl SegmentScrub {
         Some(Finding { path: self.path.clone(), offset: breach.offset, lsn: Some(walk.end.lsn.next()), what })
     }
 
-    fn unreadable(&self, e: Error) -> Finding {
-        let offset = self.walk.as_ref().map_or(0, |w| w.breach().offset);
-        let unknown = |e: Error| Finding { path: self.path.clone(), offset, lsn: None, what: e.to_string() };
-        Finding::of(e, offset).unwrap_or_else(unknown)
+    fn unreadable(&self, e: Error) -> Result<Finding> {
+        if let Error::Io { source, .. } = &e
+            && source.kind() == ErrorKind::NotFound
+        {
+            let what = "the segment is missing".to_owned();
+            return Ok(Finding { path: self.path.clone(), offset: 0, lsn: None, what });
+        }
+        Finding::of(e, self.walk.as_ref().map_or(0, |w| w.breach().offset))
     }
 
     fn is_sealed(&self, segment: &Arc<Segment>) -> bool {

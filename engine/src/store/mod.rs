@@ -172,7 +172,8 @@ impl Store {
         let tree = Arc::new(Tree::open_unchanged(env.clone(), dir, options)?);
         let flushed = tree.flushed();
         let known_durable = flushed.lsn.max(evidence.durable);
-        let (log, recovered) = Log::open(&env, dir, options, known_durable, flushed)?;
+        let opened = Log::open(&env, dir, options, known_durable, flushed);
+        let (log, recovered) = opened.map_err(|e| tree.explain(e))?;
         // Only with a log that continues it is the manifest's end taken for its true end.
         tree.tidy()?;
         let log = Arc::new(log);

@@ -22,6 +22,11 @@ use crate::tree::{Scrubbed, TableScrub};
 const STEP_BYTES: u64 = 1 << 20;
 /// The worker reads so often a second, so that a low rate does not mean long pauses between large reads.
 const STEPS_A_SECOND: u64 = 8;
+/// A file that could not be read, for a reason that says nothing of its bytes, is tried so often in a pass: again when
+/// all others are done.
+const TRIES_MAX: u32 = 3;
+/// Files of which is remembered why they could not be read.
+const UNREAD_MAX: usize = 16;
 /// Damaged files that are remembered: more of them say nothing new.
 const FILES_MAX: usize = 1024;
 /// A store that was just opened has other things to do.
@@ -48,6 +53,9 @@ pub struct ScrubStats {
     pub last_pass_lsn: Lsn,
     /// Files found damaged and not seen whole, repaired or gone since.
     pub damaged_files: u64,
+    /// Files of the present or last pass that could not be read for want of something else than their bytes. The next
+    /// pass tries them again.
+    pub unread_files: u64,
 }
 
 #[derive(Debug)]
@@ -75,7 +83,8 @@ impl Item {
 /// A pass on its way.
 #[derive(Debug)]
 struct Pass {
-    left: VecDeque<Item>,
+    /// With how often each was tried in vain.
+    left: VecDeque<(u32, Item)>,
     lsn: Lsn,
     /// Read of the first of `left`.
     read: u64,
@@ -95,6 +104,8 @@ pub(super) struct Scrub {
 struct Told {
     stats: ScrubStats,
     found: BTreeMap<PathBuf, Vec<Finding>>,
+    /// Why files could not be read.
+    unread: Vec<String>,
 }
 
 impl Told {
@@ -128,10 +139,10 @@ impl Store {
             let _pass = lock(&self.scrub.pass);
             match table.step(&self.tree, STEP_BYTES) {
                 Scrubbed::Read(_) => {}
-                Scrubbed::Gone => return false,
+                Scrubbed::Gone | Scrubbed::Unread(_) => return false,
                 Scrubbed::Whole(found) => {
                     let damaged = !found.is_empty();
-                    self.tell_tree(id, &found);
+                    self.tell_tree(&table, &found);
                     lock(&self.scrub.told).keep(table.path(), found);
                     return damaged;
                 }
@@ -144,6 +155,13 @@ impl Store {
     pub fn scrub_stats(&self) -> ScrubStats {
         let told = lock(&self.scrub.told);
         ScrubStats { damaged_files: told.found.len() as u64, ..told.stats }
+    }
+
+    /// Why files could not be read by the present or last pass (of a few), where that says nothing of their bytes: too many open
+    /// files, no memory, no right. They are not called damaged, and the next pass tries again.
+    #[must_use]
+    pub fn scrub_unread(&self) -> Vec<String> {
+        lock(&self.scrub.told).unread.clone()
     }
 
     /// What the scrub found that was not seen whole, repaired or gone since, by file.
@@ -171,7 +189,7 @@ impl Store {
     fn scrub_some(&self, bytes: u64) -> Option<u64> {
         let mut under_way = lock(&self.scrub.pass);
         let pass = under_way.get_or_insert_with(|| self.begin_pass());
-        let Some(item) = pass.left.front_mut() else {
+        let Some((tries, item)) = pass.left.front_mut() else {
             let lsn = pass.lsn;
             *under_way = None;
             self.end_pass(lsn);
@@ -189,9 +207,26 @@ impl Store {
             }
             Scrubbed::Whole(found) => Some(found),
             Scrubbed::Gone => None,
+            Scrubbed::Unread(e) => {
+                *tries += 1;
+                pass.read = 0;
+                let mut told = lock(&self.scrub.told);
+                told.stats.bytes_done = pass.bytes_before;
+                if *tries < TRIES_MAX {
+                    pass.left.rotate_left(1);
+                } else {
+                    // What an earlier pass found in it still stands.
+                    told.stats.unread_files += 1;
+                    if told.unread.len() < UNREAD_MAX {
+                        told.unread.push(e.to_string());
+                    }
+                    pass.left.pop_front();
+                }
+                return Some(0);
+            }
         };
         if let (Item::Table(t), Some(found)) = (&*item, &found) {
-            self.tell_tree(t.id(), found);
+            self.tell_tree(t, found);
         }
         pass.bytes_before += item.bytes();
         pass.read = 0;
@@ -208,14 +243,15 @@ impl Store {
         let tables = self.tree.tables_to_scrub().into_iter().map(|t| Item::Table(Box::new(t)));
         let segments = self.log.segments_to_scrub().into_iter().map(|s| Item::Segment(Box::new(s)));
         // The log first: its segments go sooner than tables do.
-        let left: VecDeque<Item> = segments.chain(tables).collect();
+        let left: VecDeque<(u32, Item)> = segments.chain(tables).map(|item| (0, item)).collect();
         let mut told = lock(&self.scrub.told);
         // What is no longer in use is no longer damaged.
-        told.found.retain(|path, _| left.iter().any(|i| i.path() == path));
+        told.found.retain(|path, _| left.iter().any(|(_, i)| i.path() == path));
+        told.unread.clear();
         let stats = &mut told.stats;
         stats.running = true;
-        (stats.files_done, stats.files_total) = (0, left.len() as u64);
-        (stats.bytes_done, stats.bytes_total) = (0, left.iter().map(Item::bytes).sum());
+        (stats.files_done, stats.files_total, stats.unread_files) = (0, left.len() as u64, 0);
+        (stats.bytes_done, stats.bytes_total) = (0, left.iter().map(|(_, item)| item.bytes()).sum());
         Pass { left, lsn, read: 0, bytes_before: 0 }
     }
 
@@ -228,10 +264,10 @@ impl Store {
     }
 
     /// Lets compaction leave a damaged table alone, and take a whole one again.
-    fn tell_tree(&self, id: u128, found: &[Finding]) {
+    fn tell_tree(&self, table: &TableScrub, found: &[Finding]) {
         match found.first() {
-            Some(f) => self.tree.note_damage(id, text(f)),
-            None => self.tree.forget_damage(id),
+            Some(f) => self.tree.note_damage(table, text(f)),
+            None => self.tree.forget_damage(table.id()),
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Properties and range deletes are checked and pinned at open, index and filter when a read first needs
 //! them, so that opening a large tree takes no longer than a small one; data blocks and commit times are
 //! read when asked for. Owns: the handle; the file itself is removed when the last handle of a
-//! table marked obsolete goes. Never: writes.
+//! table marked obsolete goes, be it one of before a repair. Never: writes.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,11 +38,27 @@ pub(crate) enum Caching {
     Bypass,
 }
 
+/// The name of a table's file, which all handles of the table have in common.
+#[derive(Debug)]
+struct Name {
+    fs: Arc<dyn Fs>,
+    path: PathBuf,
+    obsolete: AtomicBool,
+}
+
+impl Drop for Name {
+    fn drop(&mut self) {
+        if self.obsolete.load(Ordering::Acquire) {
+            // The manifest no longer names it: should this fail, the next open removes it.
+            let _ = self.fs.remove_file(&self.path);
+        }
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Table {
-    fs: Arc<dyn Fs>,
-    path: PathBuf,
+    name: Arc<Name>,
     file: Arc<dyn File>,
     cache: Arc<BlockCache>,
     number: u64,
@@ -54,7 +70,6 @@ pub(crate) struct Table {
     filter: OnceLock<Filter>,
     filtered: bool,
     ranges: Vec<RangeDelete>,
-    obsolete: AtomicBool,
     crowded: AtomicBool,
 }
 
@@ -74,9 +89,9 @@ impl Table {
             .block(properties_at, id, BlockKind::Properties)
             .and_then(|b| Properties::decode(&b).map_err(|m| Error::corruption(path, at, None, m.0)))?;
         let ranges = raw.section(properties.ranges, id, BlockKind::Ranges, |b| decode_ranges(&b))?;
+        let name = Name { fs: Arc::clone(fs), path: path.to_owned(), obsolete: AtomicBool::new(false) };
         Ok(Self {
-            fs: Arc::clone(fs),
-            path: path.to_owned(),
+            name: Arc::new(name),
             cache: Arc::clone(cache),
             number: cache.table_number(),
             id,
@@ -87,10 +102,15 @@ impl Table {
             filter: OnceLock::new(),
             filtered: true,
             ranges,
-            obsolete: AtomicBool::new(false),
             crowded: AtomicBool::new(false),
             file,
         })
+    }
+
+    /// Its file was put in the place of another handle's, whose readers go on to hold the name: a pin holds files by it.
+    pub(crate) fn in_place_of(mut self, old: &Self) -> Self {
+        self.name = Arc::clone(&old.name);
+        self
     }
 
     /// From now on it is read without its filter, which is not kept in memory then: for the many tables at the
@@ -125,7 +145,7 @@ impl Table {
     }
 
     pub(crate) fn path(&self) -> &Path {
-        &self.path
+        &self.name.path
     }
 
     pub(crate) const fn properties(&self) -> &Properties {
@@ -138,7 +158,7 @@ impl Table {
 
     /// The file goes when the last handle does.
     pub(crate) fn mark_obsolete(&self) {
-        self.obsolete.store(true, Ordering::Release);
+        self.name.obsolete.store(true, Ordering::Release);
     }
 
     /// A scan passed over a long run of entries here that it could not show.
@@ -151,11 +171,11 @@ impl Table {
     }
 
     pub(super) fn damaged(&self, offset: u64, m: Malformed) -> Error {
-        Error::corruption(&self.path, offset, None, m.0)
+        Error::corruption(self.path(), offset, None, m.0)
     }
 
     fn raw(&self) -> RawTable<'_> {
-        RawTable { file: &*self.file, path: &self.path, bytes: self.bytes }
+        RawTable { file: &*self.file, path: self.path(), bytes: self.bytes }
     }
 
     /// The commit times of the records the table stems from.
@@ -281,15 +301,6 @@ impl Table {
         let raw = take_block(&mut c, self.id, place.offset, BlockKind::Data).map_err(damaged)?;
         c.finish().map_err(damaged)?;
         Ok(Arc::new(Block::decode(raw).map_err(damaged)?))
-    }
-}
-
-impl Drop for Table {
-    fn drop(&mut self) {
-        if self.obsolete.load(Ordering::Acquire) {
-            // The manifest no longer names it: should this fail, the next open removes it.
-            let _ = self.fs.remove_file(&self.path);
-        }
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::fs::Fs;
+use crate::inspect::bytes_are_lost;
 use crate::lsn::Lsn;
 use crate::value::Value;
 
@@ -151,12 +152,19 @@ impl TableCheck {
             Err(_) if bytes > 1 => return self.blocks(number, 1),
             Err(e) => {
                 let offset = self.place(number).map_or(0, |p| p.offset);
-                match e {
-                    Error::Io { source, .. } => self.fail(offset, format!("cannot be read: {source}")),
-                    e => self.note(e),
-                }
                 self.walk.skipped = true;
                 self.stage = Stage::Blocks(number + 1);
+                match e {
+                    Error::Io { source, .. } if bytes_are_lost(&source) => {
+                        self.fail(offset, format!("cannot be read: {source}"));
+                    }
+                    Error::Corruption { .. } => self.note(e),
+                    // It says nothing of the block, and the next one may fare no better.
+                    e => {
+                        self.note(e);
+                        self.stage = Stage::Rest;
+                    }
+                }
                 return 0;
             }
         };

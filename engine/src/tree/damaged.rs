@@ -32,7 +32,7 @@ impl Tree {
     /// The damaged tables that the tree still has, by id.
     #[must_use]
     pub fn damaged_tables(&self) -> Vec<DamagedTable> {
-        let noted = lock(&self.compacting).noted();
+        let noted = self.damaged.all();
         if noted.is_empty() {
             return Vec::new();
         }

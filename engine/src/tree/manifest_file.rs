@@ -46,6 +46,8 @@ pub(crate) struct Manifest {
     state: State,
     /// What was read, if it may be in the page cache only (see [`Manifest::settle`]).
     unproven: Option<Vec<u8>>,
+    /// The file that was read ends in an edit that is not whole.
+    torn: bool,
 }
 
 impl Manifest {
@@ -68,10 +70,11 @@ impl Manifest {
         let r = replay(&path, &bytes)?;
         // To be written to it is opened again: what is only looked at may be on a disk that takes no writes.
         let file = fs.open(&path, OpenMode::Read).map_err(|e| Error::io("open", &path, e))?;
+        let torn = r.len < bytes.len() as u64;
         bytes.truncate(usize::try_from(r.len).unwrap_or(usize::MAX));
         let (fs, dir) = (Arc::clone(fs), dir.to_owned());
         let (len, state_bytes, chain, state) = (r.len, r.state_bytes, r.chain, r.state);
-        Ok(Self { fs, dir, number, file, len, state_bytes, chain, state, unproven: Some(bytes) })
+        Ok(Self { fs, dir, number, file, len, state_bytes, chain, state, unproven: Some(bytes), torn })
     }
 
     /// Makes what [`Manifest::open`] read durable: the last process may have ended before its sync, or
@@ -86,6 +89,25 @@ impl Manifest {
         self.file.write_all_at(&bytes, 0).map_err(|e| Error::io("write", &path, e))?;
         self.file.sync_data().map_err(|e| stop.fatal("sync", &path, &e))?;
         self.fs.sync_dir(&self.dir).map_err(|e| stop.fatal("sync", &self.dir, &e))
+    }
+
+    /// Adds to an error that what this manifest says does not fit the rest: a last edit that is not whole may be to blame.
+    /// Files are removed and log is released by edits that are durable, so one that is missed so was not torn by a crash.
+    pub(crate) fn explain(&self, e: Error) -> Error {
+        let (at, manifest) = (self.len, self.dir.join(manifest_name(self.number)));
+        let blamed = |what: String| {
+            let manifest = manifest.display();
+            format!(
+                "{what}; the manifest's last edit, at offset {at} of {manifest}, is not whole and may be what is damaged"
+            )
+        };
+        match e {
+            Error::Corruption { path, offset, lsn, what } if self.torn => {
+                Error::Corruption { path, offset, lsn, what: blamed(what) }
+            }
+            Error::Directory { path, what } if self.torn => Error::Directory { path, what: blamed(what) },
+            e => e,
+        }
     }
 
     pub(crate) const fn state(&self) -> &State {
@@ -197,7 +219,7 @@ fn write_file(fs: &Arc<dyn Fs>, dir: &Path, number: u64, state: State, stop: &St
     fs.sync_dir(dir).map_err(|e| stop.fatal("sync", dir, &e))?;
     let len = bytes.len() as u64;
     let (fs, dir) = (Arc::clone(fs), dir.to_owned());
-    Ok(Manifest { fs, dir, number, file, len, state_bytes: len, chain, state, unproven: None })
+    Ok(Manifest { fs, dir, number, file, len, state_bytes: len, chain, state, unproven: None, torn: false })
 }
 
 /// Writes and syncs a new file in place of a leftover; a failed write leaves none.

@@ -14,7 +14,7 @@ use crate::table::reader::{Caching, Table};
 use crate::table::superseded::Superseded;
 use crate::table::{Bounds, EntryRef, below_end};
 
-use super::memtable::MemtableCursor;
+use super::memtable::{Memtable, MemtableCursor};
 
 /// A sorted source.
 #[derive(Debug)]
@@ -76,6 +76,14 @@ impl Merge {
     /// The present entry; `None` before the first and at the end.
     pub(crate) fn entry(&self) -> Option<EntryRef<'_>> {
         self.first()?.entry()
+    }
+
+    /// The memtable that the present entry is in, if it is in one.
+    pub(crate) fn memtable(&self) -> Option<&Memtable> {
+        match self.first() {
+            Some(Source::Memtable(m)) => Some(m.memtable()),
+            _ => None,
+        }
     }
 
     /// Tells the table of the present entry that scans pass over many deletes like it, or the memtable that they pass

@@ -6,7 +6,8 @@
 //! the data directory. Never: the log, and never a record above the commit LSN: its caller hands
 //! over committed records only, so a flush never has to be undone \[I2\].
 //!
-//! Lock order: flushing or compacting → manifest → what is published; applier → what is published.
+//! Lock order: flushing or compacting → manifest → what is published; applier → what is published. What is damaged
+//! comes last, and is held across no I/O.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -26,6 +27,7 @@ use crate::table::{parse_table_name, table_name};
 
 mod checkpoint;
 mod compaction;
+mod damage;
 mod damaged;
 #[cfg(feature = "sim")]
 mod decoders;
@@ -62,6 +64,7 @@ pub use stats::{DroppedStats, HeldStats, LevelStats, TreeStats};
 pub use view::{Entry, Found, Scan, ScanEntry, View};
 
 use compaction::Compacting;
+use damage::Damage;
 use manifest::{EpochStart, Event, Placed, State};
 use manifest_file::Manifest;
 use memtable::{Change, Memtable, Spare};
@@ -90,6 +93,7 @@ pub struct Tree {
     manifest: Mutex<Manifest>,
     flushing: Mutex<()>,
     compacting: Mutex<Compacting>,
+    damaged: Damage,
     counters: Counters,
     pressure: Pressure,
     barrier: Barrier,
@@ -175,6 +179,11 @@ impl Tree {
         Self::with(env, dir, options, manifest, stop)
     }
 
+    /// Adds to an error of the log what of the manifest may be to blame.
+    pub(crate) fn explain(&self, e: Error) -> Error {
+        lock(&self.manifest).explain(e)
+    }
+
     /// Makes durable what was read, and removes what the manifest does not name.
     pub(crate) fn tidy(&self) -> Result<()> {
         let mut manifest = lock(&self.manifest);
@@ -190,7 +199,8 @@ impl Tree {
         let state = manifest.state();
         let spare = Memtable::spare(options.memtable_bytes);
         let active = Memtable::new(options.memtable_bytes, &spare);
-        let version = open_tables(&env, &tables_dir, &cache, state, options, active)?;
+        let version =
+            open_tables(&env, &tables_dir, &cache, state, options, active).map_err(|e| manifest.explain(e))?;
         let applier = Applier { epochs: state.epochs.clone(), timeline: state.timeline };
         let published = Published::new(version, state.flushed);
         let tree = Self {
@@ -205,6 +215,7 @@ impl Tree {
             manifest: Mutex::new(manifest),
             flushing: Mutex::new(()),
             compacting: Mutex::default(),
+            damaged: Damage::default(),
             counters: Counters::default(),
             pressure: Pressure::default(),
             barrier: Barrier::default(),
@@ -426,7 +437,7 @@ impl Tree {
     fn look_after_change(&self) {
         let version = self.version();
         // What readers hold of replaced versions is memory as well.
-        let pinned = version.all_tables().map(|t| t.pinned_bytes()).sum::<u64>() + self.held().memtable_bytes;
+        let pinned = version.all_tables().map(|t| t.pinned_bytes()).sum::<u64>() + self.held_memtable_bytes();
         // At least two: what one leaves behind waits for the next.
         self.cache.set_capacity(self.options.cache_bytes(version.memtables().count().max(2), pinned));
         self.pressure.measure(&version, &self.options);
@@ -436,10 +447,15 @@ impl Tree {
         u128::from(env.rng.next_u64()) << 64 | u128::from(env.rng.next_u64())
     }
 
-    /// Opens a new table, of the lowest level if `bottom`.
+    /// Opens a table that is new, or whose file is: of the lowest level if `bottom`.
     fn open_table(&self, id: u128, bottom: bool) -> Result<Arc<Table>> {
         let table = Table::open(&self.env.fs, &self.table_path(id), &self.cache)?;
-        let pinned = self.version().all_tables().map(|t| t.pinned_bytes()).sum();
+        let version = self.version();
+        let pinned = version.all_tables().map(|t| t.pinned_bytes()).sum();
+        let table = match version.all_tables().find(|t| t.id() == id) {
+            Some(old) => table.in_place_of(old),
+            None => table,
+        };
         Ok(Arc::new(if bottom && self.options.pins_enough(pinned) { table.without_filter() } else { table }))
     }
 }

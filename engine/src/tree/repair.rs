@@ -32,7 +32,7 @@ impl Tree {
     pub fn repair_table(&self, id: u128, source: &Path) -> Result<()> {
         self.stop.check()?;
         let file = self.named(id)?;
-        let copy = copy_verified(&self.env.fs, &self.tables_dir, &file, source, &self.stop)?;
+        let copy = copy_verified(&self.env, &self.tables_dir, &file, source, &self.stop)?;
         // From here on no merge starts, moves the table or lets it go.
         let mut compacting = lock(&self.compacting);
         if let Err(e) = self.named(id) {
@@ -45,7 +45,7 @@ impl Tree {
         let bottom = level.is_some_and(|l| l > 0 && usize::from(l) + 1 == super::version::LEVELS);
         let table = self.open_table(id, bottom)?;
         self.change_version(|version| version.replace_table(&table));
-        compacting.forget(id);
+        self.damaged.forget(id);
         Ok(())
     }
 
@@ -72,16 +72,16 @@ pub(crate) fn repair_closed(env: &Env, dir: &Path, id: u128, source: &Path) -> R
     let tables = tables_dir(dir);
     let file = manifest.state().tables.iter().find(|p| p.file.id == id).map(|p| p.file);
     let file = file.ok_or_else(|| unknown(&tables, id))?;
-    let copy = copy_verified(&env.fs, &tables, &file, source, &stop)?;
+    remove_leftovers(&*env.fs, &tables)?;
+    let copy = copy_verified(env, &tables, &file, source, &stop)?;
     put_in_place(&env.fs, &tables, id, &copy, &stop)
 }
 
-/// Copies `source` beside the tables, synced, and reads the copy back whole. Nothing of it is left after an error.
-fn copy_verified(fs: &Arc<dyn Fs>, dir: &Path, file: &TableFile, source: &Path, stop: &Stop) -> Result<PathBuf> {
-    let path = dir.join(format!("{:032x}.{ENDING}", file.id));
-    if fs.exists(&path).map_err(|e| Error::io("look for", &path, e))? {
-        fs.remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
-    }
+/// Copies `source` beside the tables, synced, and reads the copy back whole. Nothing of it is left after an error. Its
+/// name is its own: another repair of the table may be under way.
+fn copy_verified(env: &Env, dir: &Path, file: &TableFile, source: &Path, stop: &Stop) -> Result<PathBuf> {
+    let fs = &env.fs;
+    let path = dir.join(format!("{:032x}.{:016x}.{ENDING}", file.id, env.rng.next_u64()));
     let done = copy(fs, source, &path, file.bytes, stop).and_then(|()| {
         if planted(Bug::RepairUnverified) {
             return Ok(());
@@ -124,7 +124,10 @@ fn copy(fs: &Arc<dyn Fs>, source: &Path, to: &Path, bytes: u64, stop: &Stop) -> 
 
 fn put_in_place(fs: &Arc<dyn Fs>, dir: &Path, id: u128, copy: &Path, stop: &Stop) -> Result<()> {
     let path = dir.join(table_name(id));
-    fs.rename(copy, &path).map_err(|e| Error::io("rename", copy, e))?;
+    fs.rename(copy, &path).map_err(|e| {
+        let _ = fs.remove_file(copy);
+        Error::io("rename", copy, e)
+    })?;
     fs.sync_dir(dir).map_err(|e| stop.fatal("sync", dir, &e))
 }
 

@@ -21,6 +21,8 @@ pub(crate) enum Scrubbed {
     Read(u64),
     /// All is read; this was found.
     Whole(Vec<Finding>),
+    /// It could not be read, which says nothing of its bytes: the next step begins anew.
+    Unread(Error),
     /// The file is no longer in use.
     Gone,
 }
@@ -38,6 +40,11 @@ impl TableScrub {
     /// The file.
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The handle that the tree had when the pass began, unless that is gone.
+    pub(super) fn table(&self) -> Option<Arc<Table>> {
+        self.table.upgrade()
     }
 
     /// Its table.
@@ -60,23 +67,21 @@ impl TableScrub {
                     self.check = Some(check);
                     return Scrubbed::Read(0);
                 }
-                Err(e) => vec![self.finding(e)],
+                Err(e) => Finding::of(e, 0).map(|f| vec![f]),
             },
             Some(check) => {
                 if let Some(read) = check.step(bytes) {
                     return Scrubbed::Read(read);
                 }
                 let Some(check) = self.check.take() else { return Scrubbed::Gone };
-                conclude(check, &self.path, Some(&self.file)).unwrap_or_else(|e| vec![self.finding(e)])
+                conclude(check, &self.path, Some(&self.file))
             }
         };
         // One that was replaced by a good copy, or merged away, proves nothing any more.
-        if tree.has_table(&table) { Scrubbed::Whole(found) } else { Scrubbed::Gone }
-    }
-
-    fn finding(&self, e: Error) -> Finding {
-        let unknown = |e: Error| Finding { path: self.path.clone(), offset: 0, lsn: None, what: e.to_string() };
-        Finding::of(e, 0).unwrap_or_else(unknown)
+        if !tree.has_table(&table) {
+            return Scrubbed::Gone;
+        }
+        found.map_or_else(Scrubbed::Unread, Scrubbed::Whole)
     }
 }
 
@@ -100,7 +105,7 @@ impl Tree {
     }
 
     /// Whether the tree reads from this very handle.
-    fn has_table(&self, table: &Arc<Table>) -> bool {
+    pub(super) fn has_table(&self, table: &Arc<Table>) -> bool {
         self.published.with(|v| v.all_tables().any(|t| Arc::ptr_eq(t, table)))
     }
 }

@@ -5,11 +5,12 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::Tree;
 use super::compaction::rule::Dropped;
 use super::memtable::Memtable;
-use super::version::LEVELS;
+use super::version::{LEVELS, Version};
 use crate::table::reader::Table;
 
 /// One level of tables.
@@ -141,7 +142,6 @@ pub(super) struct Counters {
     pub(super) merged_bytes: AtomicU64,
     pub(super) compacted_bytes: AtomicU64,
     dropped: [AtomicU64; 5],
-    pub(super) damaged: AtomicU64,
     /// Bytes of keys and values that merges went through, unfinished ones too.
     pub(super) stepped_bytes: AtomicU64,
 }
@@ -180,18 +180,17 @@ impl Tree {
             let age = self.env.clock.monotonic().saturating_sub(*when);
             out.oldest_us = u64::try_from(age.as_micros()).unwrap_or(u64::MAX);
         }
-        let mut memtables: Vec<&Arc<Memtable>> = now.memtables().collect();
+        out.memtable_bytes = memtable_bytes(&held, &now);
         let mut tables: BTreeSet<u128> = now.all_tables().map(|t| t.id()).collect();
         for (_, version) in &held {
-            for m in version.memtables() {
-                if !memtables.iter().any(|seen| Arc::ptr_eq(seen, m)) {
-                    memtables.push(m);
-                    out.memtable_bytes += m.bytes() as u64;
-                }
-            }
             out.table_bytes += version.all_tables().filter(|t| tables.insert(t.id())).map(|t| t.bytes()).sum::<u64>();
         }
         out
+    }
+
+    /// [`HeldStats::memtable_bytes`] alone: asked for with every change of the version, which a writer may wait for.
+    pub(super) fn held_memtable_bytes(&self) -> u64 {
+        memtable_bytes(&self.published.held(), &self.version())
     }
 
     /// Counts and sizes.
@@ -216,7 +215,7 @@ impl Tree {
             compacted_bytes: count(&c.compacted_bytes),
             dropped: c.dropped_stats(),
             crowded_tables: version.tables().filter(|t| t.is_crowded()).count() as u64,
-            damaged_tables: count(&c.damaged),
+            damaged_tables: self.damaged.len(),
             cache_hits: reads.cache_hits,
             cache_misses: reads.cache_misses,
             filter_spared: reads.filter_spared,
@@ -225,6 +224,19 @@ impl Tree {
             pinned_bytes: version.all_tables().map(|t| t.pinned_bytes()).sum(),
         }
     }
+}
+
+/// Memory of the memtables of replaced versions that are not in the present one.
+fn memtable_bytes(held: &[(Duration, Arc<Version>)], now: &Version) -> u64 {
+    let mut seen: Vec<&Arc<Memtable>> = now.memtables().collect();
+    let mut bytes = 0;
+    for m in held.iter().flat_map(|(_, version)| version.memtables()) {
+        if !seen.iter().any(|s| Arc::ptr_eq(s, m)) {
+            seen.push(m);
+            bytes += m.bytes() as u64;
+        }
+    }
+    bytes
 }
 
 fn level(tables: &[Arc<Table>]) -> LevelStats {

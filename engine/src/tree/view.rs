@@ -148,23 +148,31 @@ struct Held {
     envelope: Vec<u8>,
 }
 
-/// Entries in a row that a scan may pass over without showing one before compaction is told.
+/// Entries in a row that a scan may pass over in tables, or in the active memtable, without showing one before
+/// compaction, or the flush, is told.
 const SKIP_BUDGET: u64 = 1024;
 
 /// What a scan passed over: deletes, versions that are hidden, expired or too new.
 #[derive(Debug, Default)]
 struct Passed {
     all: u64,
-    /// Since the last entry that was shown, or that compaction was told of.
-    run: u64,
+    /// In tables and in the active memtable, since the last entry that was shown, or that somebody was told of. Frozen
+    /// memtables are flushed anyhow.
+    runs: [u64; 2],
 }
 
 impl Passed {
-    fn one(&mut self, merge: &Merge) {
+    fn one(&mut self, merge: &Merge, version: &Version) {
         self.all += 1;
-        self.run += 1;
-        if self.run >= SKIP_BUDGET && merge.mark_crowded() {
-            self.run = 0;
+        let [in_tables, in_active] = &mut self.runs;
+        let run = match merge.memtable() {
+            None => in_tables,
+            Some(m) if std::ptr::eq(m, &*version.active) => in_active,
+            Some(_) => return,
+        };
+        *run += 1;
+        if *run >= SKIP_BUDGET && merge.mark_crowded() {
+            *run = 0;
         }
     }
 }
@@ -210,7 +218,7 @@ impl Scan {
         if !moved? {
             return Ok(None);
         }
-        self.passed.run = 0;
+        self.passed.runs = [0; 2];
         let key = self.key.get(1..).unwrap_or_default();
         if self.reverse {
             return Ok(Some(ScanEntry { key, lsn: self.held.lsn, envelope: &self.held.envelope }));
@@ -224,13 +232,13 @@ impl Scan {
         while self.merge.advance()? {
             let Some(entry) = self.merge.entry() else { break };
             if entry.lsn > self.lsn || entry.key == self.key {
-                self.passed.one(&self.merge);
+                self.passed.one(&self.merge, &self.version);
                 continue;
             }
             self.key.clear();
             self.key.extend_from_slice(entry.key);
             if self.ranged && self.version.covering(entry.key, self.lsn) > entry.lsn {
-                self.passed.one(&self.merge);
+                self.passed.one(&self.merge, &self.version);
                 continue;
             }
             if let Some(envelope) = entry.value
@@ -238,7 +246,7 @@ impl Scan {
             {
                 return Ok(true);
             }
-            self.passed.one(&self.merge);
+            self.passed.one(&self.merge, &self.version);
         }
         Ok(false)
     }
@@ -250,7 +258,7 @@ impl Scan {
                 return Ok(false);
             }
             if !self.hold(true) {
-                self.passed.one(&self.merge);
+                self.passed.one(&self.merge, &self.version);
                 continue;
             }
             while self.merge.advance()? {
@@ -258,14 +266,14 @@ impl Scan {
                     self.ahead = true;
                     break;
                 }
-                self.passed.one(&self.merge);
+                self.passed.one(&self.merge, &self.version);
                 self.hold(false);
             }
             let hidden = self.ranged && self.version.covering(&self.key, self.lsn) > self.held.lsn;
             if self.held.put && !hidden && !Value::decode(&self.held.envelope)?.expired_at(self.ts) {
                 return Ok(true);
             }
-            self.passed.one(&self.merge);
+            self.passed.one(&self.merge, &self.version);
         }
     }
 

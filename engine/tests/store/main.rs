@@ -14,6 +14,7 @@ mod exhaustive;
 mod faults;
 mod full_disk;
 mod log_life;
+mod manifest_end;
 mod model;
 mod options;
 mod planted;

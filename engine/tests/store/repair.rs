@@ -232,3 +232,41 @@ fn a_store_that_does_not_open_is_repaired_closed() {
         assert!(last > Lsn::ZERO);
     }
 }
+
+/// A pin from before the repair names the same file: a merge that takes the repaired table lets it go, and the file
+/// stays for the pin.
+#[test]
+fn what_was_pinned_before_a_repair_stays_until_the_pin_goes() {
+    let (home, table, good) = damaged(6);
+    home.put('a', 40);
+    home.store.tree().flush_all().unwrap();
+    let pin = home.store.tree().pinned_tables();
+    home.store.repair_table(id(&table), &good).unwrap();
+    let other = home.store.tree().pinned_tables();
+    assert_eq!(home.store.tree().compact_all().unwrap(), Progress::Worked);
+    for pin in [other, pin] {
+        for file in &pin.tables {
+            let path = home.store.tree().table_path(file.id);
+            assert!(home.fs.read_all(&path).is_ok(), "{} is pinned, and gone", path.display());
+        }
+    }
+    assert_eq!(home.files("table").len() as u64, home.store.stats().tree.tables());
+}
+
+#[test]
+fn two_repairs_of_a_table_at_once_both_succeed() {
+    let (home, table, good) = damaged(7);
+    let stall = home.fs.stall_syncs();
+    std::thread::scope(|scope| {
+        let repair = || home.store.repair_table(id(&table), &good);
+        let both = [scope.spawn(repair), scope.spawn(repair)];
+        // Both have written their copy.
+        stall.wait_for(2);
+        drop(stall);
+        for one in both {
+            one.join().unwrap().unwrap();
+        }
+    });
+    assert!(home.get("m000").unwrap());
+    assert!(home.fs.files().iter().all(|f| !f.to_str().unwrap().ends_with("tmp")), "{:?}", home.fs.files());
+}

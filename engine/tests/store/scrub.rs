@@ -8,7 +8,7 @@ use mainstay_engine::clock::SimClock;
 use mainstay_engine::env::SimFatal;
 use mainstay_engine::exec::Progress;
 use mainstay_engine::fs::Fs;
-use mainstay_engine::fs::sim::SimFs;
+use mainstay_engine::fs::sim::{FaultKind, OpClass, SimFs};
 use mainstay_engine::inspect::TableView;
 use mainstay_engine::rng::{Rng, SeededRng};
 use mainstay_engine::store::{Durability, Identity, Store};
@@ -151,6 +151,72 @@ fn a_file_that_cannot_be_read_is_damage_too() {
     home.pass(4096);
     let found = home.store.scrub_findings();
     assert!(found.len() == 1 && found[0].path == table && found[0].what.contains("missing"), "{found:?}");
+}
+
+#[test]
+fn damage_of_a_table_that_is_merged_away_is_no_longer_told() {
+    let home = home(4);
+    home.put('a', 60);
+    home.store.tree().flush_all().unwrap();
+    let table = home.table_from("a000");
+    let fs: Arc<dyn Fs> = Arc::clone(&home.fs) as Arc<dyn Fs>;
+    let sections = TableView::open(&fs, &table).unwrap().properties().sections;
+    // A merge does not need the filter.
+    let filter = sections.iter().find(|s| s.name == "filter").unwrap();
+    home.fs.flip_bit(&table, filter.offset + 20, 3).unwrap();
+    home.pass(4096);
+    assert_eq!((home.store.damage().len(), home.store.stats().tree.damaged_tables), (1, 1));
+    assert_eq!(home.store.tree().compact_all().unwrap(), Progress::Worked);
+    assert_eq!((home.store.damage(), home.store.stats().tree.damaged_tables), (vec![], 0));
+}
+
+/// A call that the operating system refuses for want of handles or memory says nothing of the bytes.
+#[test]
+fn what_could_not_be_read_for_other_reasons_than_damage_is_read_later_and_not_called_damaged() {
+    for class in [OpClass::Open, OpClass::Read] {
+        for nth in 1.. {
+            let home = home(5);
+            let _kept = home.store.log().slot("kept", Lsn::ZERO);
+            home.put('a', 60);
+            home.store.tree().flush_all().unwrap();
+            home.settle();
+            home.fs.fail_nth(class, nth, FaultKind::Refused);
+            home.pass(4096);
+            let done = home.store.scrub_stats();
+            assert_eq!((home.store.scrub_findings(), home.store.damage()), (vec![], vec![]), "{class:?} {nth}");
+            assert_eq!(done.files_done, done.files_total, "{class:?} {nth}");
+            if nth > 40 {
+                break;
+            }
+        }
+    }
+}
+
+/// The same for good: what cannot be read is told as such, and what was found before still stands.
+#[test]
+fn a_scrub_that_may_not_read_says_so_and_forgets_no_damage() {
+    let home = home(6);
+    home.put('a', 60);
+    home.store.tree().flush_all().unwrap();
+    home.settle();
+    let table = home.table_from("a000");
+    home.fs.flip_bit(&table, 40, 3).unwrap();
+    home.pass(4096);
+    let found = home.store.scrub_findings();
+    assert_eq!(found.len(), 1);
+    for nth in 1..=100 {
+        home.fs.fail_nth(OpClass::Open, nth, FaultKind::Refused);
+    }
+    home.pass(4096);
+    let (stats, told) = (home.store.scrub_stats(), home.store.scrub_unread());
+    assert_eq!((stats.files_done, stats.unread_files), (0, stats.files_total), "{stats:?}");
+    assert!(told.iter().all(|e| e.contains("Too many open files")), "{told:?}");
+    assert_eq!((home.store.scrub_findings(), home.store.damage().len()), (found.clone(), 1));
+    home.fs.clear_faults();
+    home.pass(4096);
+    let stats = home.store.scrub_stats();
+    assert_eq!((stats.files_done, stats.unread_files), (stats.files_total, 0), "{stats:?}");
+    assert_eq!(home.store.scrub_findings(), found);
 }
 
 /// Whatever goes on beside it, a scrub finds nothing where nothing is damaged, and no table file stays for its sake.

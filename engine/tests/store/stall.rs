@@ -2,7 +2,7 @@
 //! and a power loss in the middle takes only what nobody was told.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use mainstay_engine::batch::{Batch, Keyspace};
@@ -52,4 +52,35 @@ fn while_a_sync_hangs_nothing_is_acknowledged_and_the_rest_goes_on() {
             assert!(store.view().get(Keyspace::USER, b"during").unwrap().is_some());
         }
     }
+}
+
+#[test]
+fn while_a_merge_hangs_the_store_says_how_it_is() {
+    let fs = SimFs::new(8);
+    let dir = Path::new("/data");
+    fs.prepare_dir(dir).unwrap();
+    let (env, _) = Env::sim(Arc::clone(&fs), SimClock::new(CommitTs(1_000_000)), 8);
+    let identity = Identity { cluster: ClusterId(7), timeline: TimelineId(9) };
+    let store = Arc::new(Store::create(env, dir, &Options::tiny(), identity).unwrap());
+    for key in [b"one", b"two"] {
+        store.write(&put(key), &[], Durability::Synced).unwrap();
+        store.tree().flush_all().unwrap();
+    }
+    let stall = fs.stall_syncs();
+    let merge = {
+        let store = Arc::clone(&store);
+        std::thread::spawn(move || store.tree().compact_all().map(drop))
+    };
+    stall.wait_for(1);
+    let (tell, told) = mpsc::channel();
+    let asker = {
+        let store = Arc::clone(&store);
+        std::thread::spawn(move || tell.send((store.damage(), store.stats().tree.tables())))
+    };
+    // Only a failure waits for so long.
+    let told = told.recv_timeout(Duration::from_secs(20));
+    drop(stall);
+    merge.join().unwrap().unwrap();
+    asker.join().unwrap().unwrap();
+    assert_eq!(told, Ok((vec![], 2)));
 }

@@ -53,10 +53,10 @@ pub fn report(service: &Service, archive: &Archive, peers: &BTreeMap<u64, String
         out.applied_lsn = store.applied().get().0;
         out.archived_lsn = service.archived().get().0;
         unarchived = oldest_unarchived(store, service.archived().get(), failing);
-        let damaged = damaged(store);
+        let damaged = store.damage();
         out.damaged_files = damaged.len() as u64;
         if out.trouble.is_empty() {
-            out.trouble = damage(&damaged).or_else(|| store.space().trouble()).unwrap_or_default();
+            out.trouble = trouble(store, &damaged).unwrap_or_default();
         }
         let tree = store.tree().stats();
         out.storage = Some(v1::StorageStatus {
@@ -86,13 +86,16 @@ pub fn report(service: &Service, archive: &Archive, peers: &BTreeMap<u64, String
     out
 }
 
-/// What reads, compaction and the scrub found, a file each.
-fn damaged(store: &Store) -> Vec<String> {
-    let tables = store.tree().damaged_tables().into_iter().map(|t| t.what);
-    tables.chain(store.damaged_log()).collect()
+/// What is wrong with the store, the worst first, in one sentence.
+fn trouble(store: &Store, damaged: &[String]) -> Option<String> {
+    let unread = || {
+        let first = store.scrub_unread().into_iter().next()?;
+        Some(format!("the scrub could not read all files, the next pass tries again: {first}"))
+    };
+    damage(damaged).or_else(|| store.space().trouble()).or_else(unread)
 }
 
-/// The same in one sentence.
+/// What reads, compaction and the scrub found, in one sentence.
 fn damage(all: &[String]) -> Option<String> {
     let first = without_advice(all.first()?);
     let more = if all.len() > 1 { format!(" (and {} more files)", all.len() - 1) } else { String::new() };

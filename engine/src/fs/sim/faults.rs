@@ -14,6 +14,9 @@ pub enum FaultKind {
     /// `ENOSPC`, as [`FaultKind::Eio`] otherwise. Calls of [`OpClass::Read`] and [`OpClass::Open`]
     /// need no room and go through.
     NoSpace,
+    /// The process has too many files open, or the machine too little memory: `EMFILE` for [`OpClass::Open`], `ENOMEM`
+    /// for [`OpClass::Read`]. Other calls go through.
+    Refused,
     /// The power fails before the call has any effect. This and every later call fails (see
     /// [`is_simulated_crash`]) until [`super::SimFs::crash`] or [`super::SimFs::kill`].
     CrashBefore,
@@ -121,6 +124,11 @@ impl Faults {
             None => Verdict::Go,
             Some(FaultKind::NoSpace) if matches!(class, OpClass::Open | OpClass::Read) => Verdict::Go,
             Some(FaultKind::NoSpace) => Verdict::Fail(no_space()),
+            Some(FaultKind::Refused) => match class {
+                OpClass::Open => Verdict::Fail(io::Error::from_raw_os_error(24)),
+                OpClass::Read => Verdict::Fail(io::Error::from_raw_os_error(12)),
+                _ => Verdict::Go,
+            },
             Some(FaultKind::Eio) => Verdict::Fail(eio()),
             Some(FaultKind::CrashBefore) => Verdict::CrashBefore,
             Some(FaultKind::CrashAfter) => Verdict::CrashAfter,

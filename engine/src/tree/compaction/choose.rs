@@ -189,17 +189,19 @@ fn movable(shape: &Shape, t: &Candidate, from: usize) -> Option<usize> {
 fn deletes(shape: &Shape, rules: &Rules, targets: &Targets) -> Option<Plan> {
     let full = |t: &Candidate| t.deletes.saturating_mul(DELETES_PART) >= t.entries;
     let due = |level: usize, t: &Candidate| t.deletes > 0 && (t.crowded || (level > 0 && full(t))) && !rules.avoids(t);
+    let down = |level: usize, t: &Candidate| match movable(shape, t, level) {
+        // Written anew on its way: as it is, it would take the deletes along.
+        Some(to) => Some(Plan::Merge(vec![t.id], to as u8)),
+        None if level == LEVELS - 1 => Some(Plan::Merge(vec![t.id], LAST_LEVEL)),
+        None => merge_into(shape, rules, &[t], level + 1),
+    };
     (0..LEVELS).find_map(|level| {
-        let t = shape.level(level).iter().find(|t| due(level, t))?;
+        let mut all = shape.level(level).iter().filter(|t| due(level, t));
         if level == 0 {
-            return level0_down(shape, rules, targets.base);
+            return all.next().and_then(|_| level0_down(shape, rules, targets.base));
         }
-        match movable(shape, t, level) {
-            // Written anew on its way: as it is, it would take the deletes along.
-            Some(to) => Some(Plan::Merge(vec![t.id], to as u8)),
-            None if level == LEVELS - 1 => Some(Plan::Merge(vec![t.id], LAST_LEVEL)),
-            None => merge_into(shape, rules, &[t], level + 1),
-        }
+        // Damage below may keep one of them where it is.
+        all.find_map(|t| down(level, t))
     })
 }
 
@@ -247,8 +249,9 @@ fn expired(t: &Candidate, now: CommitTs) -> u64 {
     if t.expiring == 0 || now.0 < first {
         return 0;
     }
-    let (passed, all) = (now.0.min(last) - first + 1, last - first + 1);
-    u64::try_from(u128::from(t.expiring) * u128::from(passed) / u128::from(all)).unwrap_or(t.expiring)
+    // Of all there are, there are 2^64.
+    let upto = |end: u64| u128::from(end.saturating_sub(first)) + 1;
+    u64::try_from(u128::from(t.expiring) * upto(now.0.min(last)) / upto(last)).unwrap_or(t.expiring)
 }
 
 /// In a tree that nobody writes to: brings down what makes it much larger than its deepest level.

@@ -3,14 +3,12 @@
 //! Owns: the running job, the history floor, the order outputs durable → manifest edit synced → version changed →
 //! inputs let go. Never: the choice.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::error::{Error, Result};
 use crate::exec::Progress;
 use crate::lsn::{CommitTs, Lsn};
-use crate::table::parse_table_name;
 use crate::tree::manifest::{Edit, Placed};
 use crate::tree::version::{HISTORY, LAST_LEVEL, Version};
 use crate::tree::{Tree, lock};
@@ -31,8 +29,6 @@ pub(in crate::tree) struct Compacting {
     job: Option<Job>,
     /// Time for which the floor was last looked for, and what was found.
     floor: (CommitTs, (Lsn, CommitTs)),
-    /// Damaged tables, with what is wrong with them.
-    damaged: BTreeMap<u128, String>,
 }
 
 impl Compacting {
@@ -41,16 +37,6 @@ impl Compacting {
         if self.job.as_ref().is_some_and(|j| j.inputs.iter().any(|t| t.id() == id)) {
             self.job = None;
         }
-    }
-
-    /// A table that was damaged is whole again.
-    pub(in crate::tree) fn forget(&mut self, id: u128) {
-        self.damaged.remove(&id);
-    }
-
-    /// What was noted of damaged tables, some of which may be gone.
-    pub(in crate::tree) fn noted(&self) -> BTreeMap<u128, String> {
-        self.damaged.clone()
     }
 }
 
@@ -116,16 +102,7 @@ impl Tree {
             return Ok(Progress::Idle);
         }
         match self.step(&mut state, bytes) {
-            Err(Error::Corruption { path, offset, lsn, what }) => {
-                let name = path.file_name().and_then(|n| n.to_str()).and_then(parse_table_name);
-                let e = Error::Corruption { path, offset, lsn, what };
-                let Some(id) = name else { return Err(e) };
-                if state.damaged.insert(id, e.to_string()).is_none() {
-                    self.counters.damaged.fetch_add(1, Ordering::Relaxed);
-                }
-                Ok(Progress::Worked)
-            }
-            Err(e) => Err(e),
+            Err(e) => self.note_error(e).map(|()| Progress::Worked),
             Ok(()) => Ok(Progress::Worked),
         }
     }
@@ -133,28 +110,6 @@ impl Tree {
     /// Bytes a second that merges may go through, unless writers wait for them.
     pub(crate) fn compaction_rate(&self) -> Option<u64> {
         Some(self.options.compaction_bytes_per_second).filter(|rate| *rate > 0)
-    }
-
-    /// What is wrong with the tables that compaction found to be damaged, in no order. It leaves them alone, as
-    /// do reads that do not need the damaged part.
-    #[must_use]
-    pub fn damage(&self) -> Vec<String> {
-        lock(&self.compacting).damaged.values().cloned().collect()
-    }
-
-    /// Lets compaction leave a table alone of which others found that it is damaged.
-    pub(crate) fn note_damage(&self, id: u128, what: String) {
-        if lock(&self.compacting).damaged.insert(id, what).is_none() {
-            self.counters.damaged.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    /// A table was read whole: what was said of it before does not hold.
-    pub(crate) fn forget_damage(&self, id: u128) {
-        // Mostly none was ever found: then there is nothing to wait for a merge's step for.
-        if self.counters.damaged.load(Ordering::Relaxed) > 0 {
-            lock(&self.compacting).forget(id);
-        }
     }
 
     /// Bytes a second that a scrub may read, and the time from the beginning of one pass to that of the next.
@@ -168,7 +123,7 @@ impl Tree {
             base_bytes: self.options.level_base_bytes,
             floor: self.next_floor(state, version)?,
             idle,
-            avoid: state.damaged.keys().copied().collect(),
+            avoid: self.damaged.ids(),
         })
     }
 
@@ -183,11 +138,7 @@ impl Tree {
                 match table.lsn_at(old_enough) {
                     Ok(found) => floor = found.map_or(floor, |t| floor.max(t)),
                     // Without its times the floor stays lower, which is safe.
-                    Err(e @ Error::Corruption { .. }) => {
-                        if state.damaged.insert(table.id(), e.to_string()).is_none() {
-                            self.counters.damaged.fetch_add(1, Ordering::Relaxed);
-                        }
-                    }
+                    Err(e @ Error::Corruption { .. }) => self.note_damaged(table, e.to_string()),
                     Err(e) => return Err(e),
                 }
             }
@@ -277,6 +228,7 @@ impl Tree {
             version.change_tables(&edit.removed, tables);
             version.floor = edit.floor.map_or(version.floor, |f| f.max(version.floor));
         });
+        self.forget_gone_damage();
         Ok(())
     }
 }

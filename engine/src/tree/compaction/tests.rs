@@ -113,6 +113,28 @@ fn deletes_go_down_to_what_they_hide_or_are_dropped_where_they_hide_nothing() {
 }
 
 #[test]
+fn deletes_that_damage_keeps_where_they_are_do_not_keep_others() {
+    let mut s = Shape::default();
+    s.levels[5] = vec![Candidate { deletes: 5, ..table(1, 1, 4, 10) }, Candidate { deletes: 5, ..table(2, 6, 9, 10) }];
+    s.levels[6] = vec![table(11, 2, 3, 9_000), table(12, 7, 8, 9_000)];
+    let rules = Rules { avoid: BTreeSet::from([11]), ..rules() };
+    assert_eq!(choose(&s, &rules), Some(Plan::Merge(vec![2, 12], LAST_LEVEL)));
+}
+
+#[test]
+fn expiries_from_the_first_to_the_last_microsecond_are_counted() {
+    let at = |expiry, floor| {
+        let t = Candidate { expiring: 10, expiry, ..table(9, 1, 9, 10) };
+        choose(&shape(vec![], vec![t]), &Rules { floor: (Lsn(50), CommitTs(floor)), ..rules() })
+    };
+    let due = Some(Plan::Merge(vec![9], LAST_LEVEL));
+    assert_eq!(at((0, u64::MAX), 1), None);
+    assert_eq!(at((0, u64::MAX), u64::MAX / 2), due);
+    assert_eq!(at((0, u64::MAX), u64::MAX), due);
+    assert_eq!(at((u64::MAX, u64::MAX), u64::MAX), due);
+}
+
+#[test]
 fn small_history_tables_become_one() {
     let history: Vec<_> = (0..16).map(|n| Candidate { superseded: Lsn(9), ..table(n, 1, 9, 10) }).collect();
     let s = Shape { history, ..Shape::default() };

@@ -38,6 +38,7 @@ fn what_a_long_view_holds_is_reported_and_freed_after_it() {
         clock.advance(Duration::from_secs(1));
     }
     let held = tree.stats().held;
+    assert_eq!(tree.held_memtable_bytes(), held.memtable_bytes);
     assert!((1..=2).contains(&held.versions), "{held:?}: versions between are not held by anybody");
     assert!(held.table_bytes >= tables && held.memtable_bytes > 0, "{held:?}");
     assert!((3_000_000..4_000_000).contains(&held.oldest_us), "{held:?}");

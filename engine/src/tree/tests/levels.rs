@@ -279,6 +279,49 @@ fn a_seek_across_a_hundred_thousand_deletes_is_slow_only_until_compaction_has_he
     }
 }
 
+/// What a scan passed over in tables and in frozen memtables is no reason to flush one that hardly holds anything.
+#[test]
+fn a_memtable_is_not_crowded_by_what_a_scan_passed_over_elsewhere() {
+    for reverse in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let options = Options { memtable_bytes: 64 << 20, memory_limit: 1 << 30, ..many_levels(u64::MAX) };
+        let tree = Tree::create(env(11), dir.path(), &options, Position::default()).unwrap();
+        let mut head = Head::default();
+        let mut expiring = Batch::new();
+        for n in 0..3_000 {
+            expiring.put_expiring(numbered(n).as_bytes(), b"v", CommitTs(2)).unwrap();
+        }
+        apply(&tree, &head.batch(1, &expiring));
+        flush(&tree);
+        let mut deletes = Batch::new();
+        deletes
+            .delete(b"")
+            .unwrap()
+            .delete(numbered(1_500).as_bytes())
+            .unwrap()
+            .delete(numbered(3_500).as_bytes())
+            .unwrap();
+        apply(&tree, &head.batch(10, &deletes));
+        assert_eq!(seek(&tree.view(), reverse), (None, 3_003));
+        tree.freeze_crowded();
+        assert!(!tree.has_frozen(), "a memtable of three entries was frozen");
+        // A thousand in a frozen one, whichever way they are met, and then sixty.
+        let [mut frozen, mut active] = [Batch::new(), Batch::new()];
+        for n in (0..1_000).chain(2_000..3_000) {
+            frozen.delete(numbered(n).as_bytes()).unwrap();
+        }
+        for n in 1_200..1_260 {
+            active.delete(numbered(n).as_bytes()).unwrap();
+        }
+        apply(&tree, &head.batch(1, &frozen));
+        tree.freeze();
+        apply(&tree, &head.batch(1, &active));
+        assert_eq!(seek(&tree.view(), reverse).0, None);
+        tree.freeze_crowded();
+        assert_eq!(tree.stats().frozen_memtables, 1, "a memtable of sixty entries was frozen");
+    }
+}
+
 /// The newest tables of level 0 become one where a damaged table is in the way; a delete among them hides what an
 /// older table of level 0 holds.
 #[test]

@@ -1,4 +1,4 @@
-//! A repair while a merge reads the damaged file.
+//! A repair while a merge or a scrub reads the damaged file.
 
 use super::*;
 use crate::inspect::TableView;
@@ -35,4 +35,31 @@ fn a_merge_that_reads_the_damaged_file_ends_with_its_repair() {
     assert_eq!(tree.damage(), Vec::<String>::new());
     assert_eq!(get(&tree.view(), "000399").as_deref(), Some("value 399 of 2"));
     assert_eq!(scan(&tree.view(), b"", b"", false).len(), 400);
+}
+
+/// A scrub came to its end with the damaged file before the repair, and tells of it afterwards.
+#[test]
+fn damage_that_is_told_after_the_repair_does_not_count() {
+    let dir = tempfile::tempdir().unwrap();
+    let tree = Tree::create(env(9), dir.path(), &Options::tiny(), Position::default()).unwrap();
+    let mut head = Head::default();
+    put(&mut head, &tree, "key", "value");
+    tree.flush_all().unwrap();
+    let mut scrub = tree.tables_to_scrub().remove(0);
+    let (path, good) = (scrub.path().to_owned(), dir.path().join("good"));
+    let mut bytes = std::fs::read(&path).unwrap();
+    std::fs::write(&good, &bytes).unwrap();
+    bytes[30] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+    let found = loop {
+        match scrub.step(&tree, 4096) {
+            Scrubbed::Read(_) => {}
+            Scrubbed::Whole(found) => break found,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(found.len(), 1);
+    tree.repair_table(scrub.id(), &good).unwrap();
+    tree.note_damage(&scrub, found[0].what.clone());
+    assert_eq!((tree.damage(), tree.stats().damaged_tables), (vec![], 0));
 }
