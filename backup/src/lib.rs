@@ -15,6 +15,7 @@ pub mod log_source;
 pub mod plan;
 pub mod repository;
 pub mod restore;
+pub mod table_copy;
 pub mod timeline;
 pub mod wal_object;
 
@@ -32,4 +33,5 @@ pub use log_source::LogSource;
 pub use plan::{RestorePlan, RestoreWindow, Target, plan, restore_window};
 pub use repository::Repository;
 pub use restore::{ReplayFactory, ReplayTarget, RestoreOptions, Restored, execute};
+pub use table_copy::copy_table;
 pub use wal_object::Writer;

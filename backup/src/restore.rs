@@ -14,14 +14,14 @@ use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt, stream};
 use mainstay_engine::fault::{Bug, planted};
-use mainstay_engine::fs::{Fs, OpenMode, write_atomic};
+use mainstay_engine::fs::{Fs, write_atomic};
 use mainstay_engine::limits::TIMELINE_LSN_JUMP;
 use mainstay_engine::record::{Record, TimelineStart};
 use mainstay_engine::{ClusterId, CommitTs, Env, Epoch, Lsn, Position, TimelineId};
 use serde::Serialize;
 use tokio::sync::mpsc;
 
-use crate::base::{MANIFEST_BYTES_MAX, PART_BYTES, blocking, table_path};
+use crate::base::{MANIFEST_BYTES_MAX, blocking, table_path};
 use crate::catalog::Piece;
 use crate::error::{Error, Result};
 use crate::plan::{RestorePlan, fetch_object};
@@ -29,6 +29,7 @@ use crate::repository::Repository;
 use crate::repository::access::Access;
 use crate::repository::documents::{TableRef, number, text};
 use crate::repository::names::{ContentHash, ObjectName};
+use crate::table_copy;
 use crate::wal_object::WalObject;
 
 const PARALLEL_TABLES: usize = 4;
@@ -307,7 +308,11 @@ async fn fetch_base(
     let done = AtomicU64::new(0);
     let advance =
         |bytes: u64| (options.progress)(Phase::Fetch, done.fetch_add(bytes, Ordering::Relaxed) + bytes, total);
-    let fetches: Vec<_> = tables.iter().map(|t| fetch_table(access, Arc::clone(&env.fs), work, *t, &advance)).collect();
+    let fetch = |t: &TableRef| {
+        let (fs, path, t, advance) = (Arc::clone(&env.fs), table_path(work, t.id.0), *t, &advance);
+        async move { table_copy::fetch(access, fs, &path, t.blake3, t.bytes, advance).await }
+    };
+    let fetches: Vec<_> = tables.iter().map(fetch).collect();
     stream::iter(fetches).buffer_unordered(PARALLEL_TABLES).try_collect::<()>().await?;
     let manifest = plan.base.manifest;
     let name = ObjectName::Manifest(manifest.blake3);
@@ -319,51 +324,6 @@ async fn fetch_base(
     let (fs, dir) = (Arc::clone(&env.fs), work.join("tables"));
     blocking(move || fs.sync_dir(&dir).map_err(|e| mainstay_engine::Error::io("sync", &dir, e).into())).await?;
     Ok(bytes.to_vec())
-}
-
-async fn fetch_table(
-    access: &Access,
-    fs: Arc<dyn Fs>,
-    work: &Path,
-    table: TableRef,
-    advance: &impl Fn(u64),
-) -> Result<()> {
-    let name = ObjectName::Table(table.blake3);
-    let path = table_path(work, table.id.0);
-    let found = access.size(&name).await?;
-    if found != Some(table.bytes) {
-        let what = found.map_or("it is not in the repository".to_owned(), |n| {
-            format!("it has {n} bytes, the base says {}", table.bytes)
-        });
-        return Err(Error::damaged(name, what));
-    }
-    let file = blocking({
-        let path = path.clone();
-        move || fs.open(&path, OpenMode::CreateNew).map_err(|e| mainstay_engine::Error::io("create", &path, e).into())
-    })
-    .await?;
-    let mut hash = blake3::Hasher::new();
-    let mut offset = 0;
-    while offset < table.bytes {
-        let end = table.bytes.min(offset + PART_BYTES as u64);
-        let part = access.get_range(&name, offset..end).await?;
-        if part.len() as u64 != end - offset {
-            return Err(Error::damaged(name, "a range read gave another number of bytes"));
-        }
-        let (file, path) = (Arc::clone(&file), path.clone());
-        hash = blocking(move || {
-            hash.update(&part);
-            file.write_all_at(&part, offset).map_err(|e| mainstay_engine::Error::io("write", &path, e))?;
-            Ok(hash)
-        })
-        .await?;
-        advance(end - offset);
-        offset = end;
-    }
-    if hash.finalize() != table.blake3.0 {
-        return Err(Error::damaged(name, "its bytes do not have the hash in its name"));
-    }
-    blocking(move || file.sync_data().map_err(|e| mainstay_engine::Error::io("sync", &path, e).into())).await
 }
 
 /// Replays the pieces in order on one blocking thread, fed by a bounded prefetch.

@@ -24,9 +24,12 @@ mod session;
 mod watch;
 mod write;
 
-pub use admin::BackupProgress;
+pub use admin::{BackupProgress, Scrubbing};
 pub use error::{Error, ErrorClass, Result};
-pub use mainstay_proto::v1::{CreateBackupProgress, PromoteResponse, StatusResponse};
+pub use mainstay_proto::v1::{
+    CreateBackupProgress, DamagedTable, ListDamageResponse, PromoteResponse, RepairTableResponse, ReseedResponse,
+    ScrubProgress, StatusResponse,
+};
 pub use read::{Consistency, Entries, Entry, ReadOptions, Scan};
 pub use session::{Builder, Client};
 pub use watch::{Change, Changes, Operation};

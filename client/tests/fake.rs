@@ -32,6 +32,8 @@ enum Act {
     Late(u64),
     /// Takes the call and never answers.
     Hang,
+    /// Fails with this code and class.
+    Fail(Code, &'static str, &'static str),
 }
 
 #[derive(Debug)]
@@ -59,6 +61,10 @@ impl Script {
             Act::Hang => Ok(false),
             Act::Refuse(primary, epoch) => Err(refuse("NOT_PRIMARY", primary, epoch)),
             Act::NotReady | Act::Late(_) => Err(refuse("NOT_READY", String::new(), 0)),
+            Act::Fail(grpc, code, class) => {
+                let detail = v1::ErrorDetail { code: code.into(), class: class.into(), ..Default::default() };
+                Err(Status::with_details(grpc, "failed", detail.encode_to_vec().into()))
+            }
         }
     }
 }
@@ -134,6 +140,27 @@ impl Admin for Door {
         &self,
         _: Request<v1::CreateBackupRequest>,
     ) -> Result<Response<Self::CreateBackupStream>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    type ScrubStream = BoxStream<v1::ScrubProgress>;
+
+    async fn list_damage(&self, _: Request<v1::ListDamageRequest>) -> Result<Response<v1::ListDamageResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn scrub(&self, _: Request<v1::ScrubRequest>) -> Result<Response<Self::ScrubStream>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn repair_table(
+        &self,
+        _: Request<tonic::Streaming<v1::RepairTableRequest>>,
+    ) -> Result<Response<v1::RepairTableResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn reseed(&self, _: Request<v1::ReseedRequest>) -> Result<Response<v1::ReseedResponse>, Status> {
         Err(Status::unimplemented(""))
     }
 
@@ -315,6 +342,19 @@ async fn a_write_that_hangs_after_a_refusal_says_what_the_refusal_was() {
     let e = client(&[&fake.addr], 500).put("k", "v").await.unwrap_err();
     assert_eq!((e.class(), e.code()), (ErrorClass::Indeterminate, "TIMEOUT"), "{e}");
     assert!(e.to_string().contains("the attempt before was refused: refused"), "{e}");
+}
+
+/// As the server sends them when its engine is full, and when its engine does not know.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_overloaded_node_is_asked_again_and_one_that_does_not_know_is_not() {
+    let fake = Fake::start("primary", 1, Act::Serve);
+    let c = client(&[&fake.addr], 5000);
+    fake.script.first.lock().unwrap().push(Act::Fail(Code::ResourceExhausted, "OVERLOADED", "not_executed"));
+    c.put("k", "v").await.unwrap();
+    assert_eq!(fake.writes(), 2);
+    fake.script.first.lock().unwrap().push(Act::Fail(Code::Unknown, "INDETERMINATE", "indeterminate"));
+    let e = c.put("k", "v").await.unwrap_err();
+    assert_eq!((e.class(), e.code(), fake.writes()), (ErrorClass::Indeterminate, "INDETERMINATE", 3));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -51,7 +51,9 @@ pub fn next_step(code: &str) -> Option<&'static str> {
         "HISTORY_GONE" => "read at a newer LSN, or restore the older state with `mainstay restore --to-lsn`",
         "NO_REPOSITORY" => "start the servers with --repository URL",
         "ARCHIVE" => "`mainstay status` shows the archive's last error",
-        "CORRUPTION" => "promote another node and rebuild this one; see `mainstay backup list`",
+        "CORRUPTION" => "`mainstay repair` puts a good copy in the place of a damaged table, or says what else to do",
+        "NO_COPY" => "seed the node anew with `mainstay cluster reseed`, or restore it; see `mainstay repair --help`",
+        "NOT_RESEEDED" => "`mainstay status` shows who is primary and what keeps the node from following it",
         "NOT_PROMOTED" => {
             "bring back the nodes that are named; `mainstay cluster promote --help` says what accepting a loss means"
         }

@@ -270,7 +270,7 @@ fn damage_that_nobody_reads_is_found_by_the_scrub_and_told_by_status() {
         std::thread::sleep(std::time::Duration::from_millis(50));
     };
     let trouble = told["nodes"][0]["trouble"].as_str().unwrap();
-    for part in ["damage on this node's disk", table.to_str().unwrap(), "at offset 0", "seeded anew"] {
+    for part in ["damage on this node's disk", table.to_str().unwrap(), "at offset 0", "`mainstay repair`"] {
         assert!(trouble.contains(part), "{part:?}: {trouble}");
     }
     assert_eq!(one.run(&["status"]).status.code(), Some(3));

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
-use mainstay_engine::{Lsn, Position};
+use mainstay_engine::table::TableFile;
+use mainstay_engine::{ClusterId, Lsn, Position};
 
 use super::{archive_all, base, epoch};
 use crate::base::create_base;
 use crate::error::Error;
 use crate::plan::{RestorePlan, Target, plan};
 use crate::restore::{RestoreOptions, Restored, execute};
+use crate::table_copy::copy_table;
 use crate::testing::{
     CLUSTER, FaultStore, Faults, History, Replayed, T1, WRITER, checkpoint, damage, names, remove, repository, ts_of,
 };
@@ -234,4 +236,30 @@ async fn whole_round(repository: &crate::Repository) {
     let dir = root.path().join("data");
     let restored = execute(repository, &p, &dir, replayed.clone(), &RestoreOptions::default()).await.unwrap();
     assert_eq!((restored.lsn, replayed.lsns()), (Lsn(13), (8..=13).collect()));
+}
+
+/// For the repair of one table: found by its hash, checked against it, and nothing is fetched of another cluster's.
+#[tokio::test]
+async fn a_single_table_is_copied_out_by_its_hash_or_said_not_to_be_there() {
+    let (store, _) = archived().await;
+    let root = tempfile::tempdir().unwrap();
+    let bytes = b"table one";
+    let table = TableFile { id: 1, bytes: bytes.len() as u64, blake3: *blake3::hash(bytes).as_bytes(), entries: 0 };
+    let to = |name: &str| root.path().join(name);
+    assert!(copy_table(&repository(&store), CLUSTER, &table, &to("a"), |_| ()).await.unwrap());
+    let fs = mainstay_engine::Env::real().fs;
+    assert_eq!(mainstay_engine::fs::read_file(&*fs, &to("a"), 100).unwrap(), bytes);
+    let other = TableFile { blake3: [7; 32], ..table };
+    assert!(!copy_table(&repository(&store), CLUSTER, &other, &to("b"), |_| ()).await.unwrap());
+    let foreign = copy_table(&repository(&store), ClusterId(77), &table, &to("c"), |_| ()).await;
+    assert!(matches!(foreign, Err(Error::ForeignCluster { .. })), "{foreign:?}");
+    let short = TableFile { bytes: 3, ..table };
+    let refused = copy_table(&repository(&store), CLUSTER, &short, &to("d"), |_| ()).await;
+    assert!(matches!(refused, Err(Error::Damaged { .. })), "{refused:?}");
+    assert_eq!(fs.list(root.path()).unwrap(), ["a"]);
+    let hash = crate::repository::names::ContentHash(table.blake3).to_string();
+    let name = names(&store, "sst").await.into_iter().find(|n| n.contains(&hash)).unwrap();
+    damage(&store, &name, 3).await;
+    let refused = copy_table(&repository(&store), CLUSTER, &table, &to("e"), |_| ()).await;
+    assert!(matches!(refused, Err(Error::Damaged { .. })), "{refused:?}");
 }

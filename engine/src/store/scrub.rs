@@ -108,6 +108,17 @@ struct Told {
     unread: Vec<String>,
 }
 
+impl Told {
+    /// What a check of a file came to.
+    fn keep(&mut self, path: &Path, found: Vec<Finding>) {
+        if found.is_empty() {
+            self.found.remove(path);
+        } else if self.found.len() < FILES_MAX {
+            self.found.insert(path.to_owned(), found);
+        }
+    }
+}
+
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -117,6 +128,26 @@ impl Store {
     /// pass has come to its end: the next call begins another one.
     pub fn scrub_step(&self, bytes: u64) -> Progress {
         self.scrub_some(bytes).map_or(Progress::Idle, |_| Progress::Worked)
+    }
+
+    /// Reads one table whole, now, beside any pass: for a table in which a read met damage. True when it is damaged;
+    /// then it is told as if a pass had found it.
+    pub fn scrub_table(&self, id: u128) -> bool {
+        let Some(mut table) = self.tree.table_to_scrub(id) else { return false };
+        loop {
+            // For a step only: neither a pass nor a repair waits for the whole table.
+            let _pass = lock(&self.scrub.pass);
+            match table.step(&self.tree, STEP_BYTES) {
+                Scrubbed::Read(_) => {}
+                Scrubbed::Gone | Scrubbed::Unread(_) => return false,
+                Scrubbed::Whole(found) => {
+                    let damaged = !found.is_empty();
+                    self.tell_tree(&table, &found);
+                    lock(&self.scrub.told).keep(table.path(), found);
+                    return damaged;
+                }
+            }
+        }
     }
 
     /// How far the scrub is.
@@ -140,7 +171,8 @@ impl Store {
     }
 
     /// Damage of files of the log, as text.
-    pub(super) fn damaged_log(&self) -> Vec<String> {
+    #[must_use]
+    pub fn damaged_log(&self) -> Vec<String> {
         let told = lock(&self.scrub.told);
         let log = told.found.iter().filter(|(path, _)| path.extension().is_some_and(|e| e == "log"));
         log.filter_map(|(_, found)| found.first().map(text)).collect()
@@ -201,11 +233,7 @@ impl Store {
         let mut told = lock(&self.scrub.told);
         told.stats.bytes_done = pass.bytes_before;
         told.stats.files_done += 1;
-        match found.filter(|f| !f.is_empty()) {
-            None => drop(told.found.remove(item.path())),
-            Some(found) if told.found.len() < FILES_MAX => drop(told.found.insert(item.path().to_owned(), found)),
-            Some(_) => {}
-        }
+        told.keep(item.path(), found.unwrap_or_default());
         pass.left.pop_front();
         Some(0)
     }

@@ -132,7 +132,7 @@ pub struct RangeView {
     pub lsn: Lsn,
 }
 
-fn spaced(internal: &[u8]) -> SpacedKey {
+pub(crate) fn spaced(internal: &[u8]) -> SpacedKey {
     let (space, key) = internal.split_first().map_or((0, &[][..]), |(space, key)| (*space, key));
     SpacedKey { keyspace: Keyspace(space), key: key.to_vec() }
 }

@@ -26,6 +26,11 @@ impl Damage {
         lock(&self.0).keys().copied().collect()
     }
 
+    /// What is wrong, by table.
+    pub(super) fn all(&self) -> BTreeMap<u128, String> {
+        lock(&self.0).clone()
+    }
+
     /// The table is whole.
     pub(super) fn forget(&self, id: u128) {
         lock(&self.0).remove(&id);

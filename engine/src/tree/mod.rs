@@ -28,6 +28,7 @@ use crate::table::{parse_table_name, table_name};
 mod checkpoint;
 mod compaction;
 mod damage;
+mod damaged;
 #[cfg(feature = "sim")]
 mod decoders;
 mod flush;
@@ -51,6 +52,7 @@ mod view;
 
 pub(crate) use checkpoint::manifest_of;
 pub use checkpoint::{Checkpoint, PinnedTables, install_manifest};
+pub use damaged::DamagedTable;
 #[cfg(feature = "sim")]
 pub(crate) use decoders::decoders;
 pub use manifest::{ManifestSummary, manifest_tables};

@@ -99,6 +99,11 @@ impl Tree {
         version.all_tables().filter_map(with).collect()
     }
 
+    /// One table, if the tree has it.
+    pub(crate) fn table_to_scrub(&self, id: u128) -> Option<TableScrub> {
+        self.tables_to_scrub().into_iter().find(|t| t.file.id == id)
+    }
+
     /// Whether the tree reads from this very handle.
     pub(super) fn has_table(&self, table: &Arc<Table>) -> bool {
         self.published.with(|v| v.all_tables().any(|t| Arc::ptr_eq(t, table)))

@@ -1,11 +1,13 @@
 //! A damaged table gets a good copy: verified before the swap, and a crash leaves the one or the other.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use mainstay_engine::exec::Progress;
 use mainstay_engine::fault::{Bug, plant};
 use mainstay_engine::fs::sim::{FaultKind, SimFs};
 use mainstay_engine::fs::{Fs, OpenMode};
+use mainstay_engine::inspect::TableView;
 use mainstay_engine::store::Store;
 use mainstay_engine::table::parse_table_name;
 use mainstay_engine::{Error, Lsn};
@@ -85,6 +87,37 @@ fn a_scrub_under_way_does_not_tell_of_what_was_repaired_meanwhile() {
         home.pass(200);
         assert_eq!((home.store.scrub_findings(), home.store.damage()), (vec![], vec![]), "after {steps} steps");
     }
+}
+
+#[test]
+fn one_table_is_read_on_request_and_a_damaged_one_is_described() {
+    let (home, table, good) = damaged(6);
+    home.put('q', 60);
+    home.store.tree().flush_all().unwrap();
+    let whole = home.table_from("q000");
+    assert!(home.store.tree().damaged_tables().is_empty());
+    assert!(!home.store.scrub_table(id(&whole)) && !home.store.scrub_table(77));
+    assert!(home.store.scrub_table(id(&table)));
+    let told = home.store.tree().damaged_tables();
+    let [t] = told.as_slice() else { panic!("{told:?}") };
+    let fs: Arc<dyn Fs> = Arc::clone(&home.fs) as Arc<dyn Fs>;
+    let is = TableView::open(&fs, &good).unwrap().properties();
+    assert_eq!((t.file.id, &t.path, t.level, t.lsns), (is.id, &table, Some(0), is.lsns));
+    assert_eq!((&t.keys, t.file.bytes, t.file.entries), (&is.keys, is.bytes, is.entries));
+    assert_eq!(t.file.blake3, *blake3::hash(&home.fs.read_all(&good).unwrap()).as_bytes());
+    assert_eq!(t.keys.as_ref().unwrap().0.key, b"m000");
+    assert!(t.what.contains(table.to_str().unwrap()), "{}", t.what);
+    assert_eq!(home.store.scrub_findings().len(), 1);
+    home.store.repair_table(id(&table), &good).unwrap();
+    assert!(!home.store.scrub_table(id(&table)));
+    assert!(home.store.tree().damaged_tables().is_empty() && home.store.scrub_findings().is_empty());
+    // What was noted of a table that is merged away is told no longer.
+    home.fs.flip_bit(&whole, 40, 3).unwrap();
+    assert!(home.store.scrub_table(id(&whole)));
+    home.fs.flip_bit(&whole, 40, 3).unwrap();
+    home.pass(4096);
+    home.store.tree().compact_all().unwrap();
+    assert!(home.store.tree().damaged_tables().is_empty());
 }
 
 /// What is no whole copy of this very table never gets into its place.

@@ -814,6 +814,12 @@ pub struct StatusResponse {
     /// Node failures that lose nothing and stop nothing, now.
     #[prost(uint32, tag = "23")]
     pub tolerated_failures: u32,
+    /// Tables and log files that are known to be damaged.
+    #[prost(uint64, tag = "24")]
+    pub damaged_files: u64,
+    /// Number of this life of the node: higher after each start and each seeding.
+    #[prost(uint64, tag = "25")]
+    pub incarnation: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PeerStatus {
@@ -912,6 +918,134 @@ pub struct WaitArchivedRequest {}
 pub struct WaitArchivedResponse {
     #[prost(uint64, tag = "1")]
     pub archived_lsn: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListDamageRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListDamageResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub tables: ::prost::alloc::vec::Vec<DamagedTable>,
+    /// Damage to log files, as text.
+    #[prost(string, repeated, tag = "2")]
+    pub log: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DamagedTable {
+    /// 16 bytes
+    #[prost(bytes = "bytes", tag = "1")]
+    pub id: ::prost::bytes::Bytes,
+    #[prost(uint64, tag = "2")]
+    pub bytes: u64,
+    /// 32 bytes; a good copy has this hash
+    #[prost(bytes = "bytes", tag = "3")]
+    pub blake3: ::prost::bytes::Bytes,
+    #[prost(string, tag = "4")]
+    pub path: ::prost::alloc::string::String,
+    /// Whether it has a level; a history table has none.
+    #[prost(uint32, optional, tag = "5")]
+    pub level: ::core::option::Option<u32>,
+    /// First and last key, after a byte for the keyspace; both empty without entries.
+    #[prost(bytes = "bytes", tag = "6")]
+    pub min_key: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "7")]
+    pub max_key: ::prost::bytes::Bytes,
+    #[prost(uint64, tag = "8")]
+    pub entries: u64,
+    #[prost(uint64, tag = "9")]
+    pub min_lsn: u64,
+    #[prost(uint64, tag = "10")]
+    pub max_lsn: u64,
+    /// What is wrong with it.
+    #[prost(string, tag = "11")]
+    pub what: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ScrubRequest {
+    /// Bytes to read a second; 0 = as fast as the disk gives them.
+    #[prost(uint64, tag = "1")]
+    pub bytes_per_second: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ScrubProgress {
+    #[prost(uint64, tag = "1")]
+    pub bytes_done: u64,
+    #[prost(uint64, tag = "2")]
+    pub bytes_total: u64,
+    #[prost(uint64, tag = "3")]
+    pub files_done: u64,
+    #[prost(uint64, tag = "4")]
+    pub files_total: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RepairTableRequest {
+    #[prost(oneof = "repair_table_request::Message", tags = "1, 2")]
+    pub message: ::core::option::Option<repair_table_request::Message>,
+}
+/// Nested message and enum types in `RepairTableRequest`.
+pub mod repair_table_request {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Message {
+        #[prost(message, tag = "1")]
+        Start(super::RepairTableStart),
+        #[prost(bytes, tag = "2")]
+        Data(::prost::bytes::Bytes),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RepairTableStart {
+    /// 16 bytes
+    #[prost(bytes = "bytes", tag = "1")]
+    pub id: ::prost::bytes::Bytes,
+    #[prost(enumeration = "CopyFrom", tag = "2")]
+    pub from: i32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RepairTableResponse {
+    /// Where the copy came from.
+    #[prost(string, tag = "1")]
+    pub source: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub bytes: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReseedRequest {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReseedResponse {
+    /// The life of the node that ends.
+    #[prost(uint64, tag = "1")]
+    pub incarnation: u64,
+    /// Which node seeds it.
+    #[prost(uint64, tag = "2")]
+    pub primary_id: u64,
+}
+/// Where a good copy of a table comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum CopyFrom {
+    /// The node's repository, and then the other nodes.
+    Elsewhere = 0,
+    /// The caller, who sends it.
+    Caller = 1,
+}
+impl CopyFrom {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Elsewhere => "COPY_FROM_ELSEWHERE",
+            Self::Caller => "COPY_FROM_CALLER",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "COPY_FROM_ELSEWHERE" => Some(Self::Elsewhere),
+            "COPY_FROM_CALLER" => Some(Self::Caller),
+            _ => None,
+        }
+    }
 }
 /// Generated client implementations.
 pub mod admin_client {
@@ -1087,6 +1221,101 @@ pub mod admin_client {
                 .insert(GrpcMethod::new("mainstay.v1.Admin", "WaitArchived"));
             self.inner.unary(req, path, codec).await
         }
+        /// What is known to be damaged on this node's disk. The answer has keys in it.
+        pub async fn list_damage(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListDamageRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListDamageResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/mainstay.v1.Admin/ListDamage",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("mainstay.v1.Admin", "ListDamage"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Reads all tables and sealed log segments now and streams progress; ListDamage says what was found.
+        pub async fn scrub(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ScrubRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ScrubProgress>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/mainstay.v1.Admin/Scrub");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("mainstay.v1.Admin", "Scrub"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Puts a good copy in the place of a damaged table. The first message names the table and where the
+        /// copy comes from; when that is the caller, the others carry it.
+        pub async fn repair_table(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<
+                Message = super::RepairTableRequest,
+            >,
+        ) -> std::result::Result<
+            tonic::Response<super::RepairTableResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/mainstay.v1.Admin/RepairTable",
+            );
+            let mut req = request.into_streaming_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("mainstay.v1.Admin", "RepairTable"));
+            self.inner.client_streaming(req, path, codec).await
+        }
+        /// Sets this replica's data aside, deleting nothing, and has it seeded anew by the primary. Answers
+        /// before that begins; in the node's next incarnation it is done or under way.
+        pub async fn reseed(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReseedRequest>,
+        ) -> std::result::Result<tonic::Response<super::ReseedResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/mainstay.v1.Admin/Reseed");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("mainstay.v1.Admin", "Reseed"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1134,6 +1363,40 @@ pub mod admin_server {
             tonic::Response<super::WaitArchivedResponse>,
             tonic::Status,
         >;
+        /// What is known to be damaged on this node's disk. The answer has keys in it.
+        async fn list_damage(
+            &self,
+            request: tonic::Request<super::ListDamageRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListDamageResponse>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the Scrub method.
+        type ScrubStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::ScrubProgress, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Reads all tables and sealed log segments now and streams progress; ListDamage says what was found.
+        async fn scrub(
+            &self,
+            request: tonic::Request<super::ScrubRequest>,
+        ) -> std::result::Result<tonic::Response<Self::ScrubStream>, tonic::Status>;
+        /// Puts a good copy in the place of a damaged table. The first message names the table and where the
+        /// copy comes from; when that is the caller, the others carry it.
+        async fn repair_table(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::RepairTableRequest>>,
+        ) -> std::result::Result<
+            tonic::Response<super::RepairTableResponse>,
+            tonic::Status,
+        >;
+        /// Sets this replica's data aside, deleting nothing, and has it seeded anew by the primary. Answers
+        /// before that begins; in the node's next incarnation it is done or under way.
+        async fn reseed(
+            &self,
+            request: tonic::Request<super::ReseedRequest>,
+        ) -> std::result::Result<tonic::Response<super::ReseedResponse>, tonic::Status>;
     }
     /// What operators call. Works on any node, also without a primary.
     #[derive(Debug)]
@@ -1374,6 +1637,185 @@ pub mod admin_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = WaitArchivedSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/mainstay.v1.Admin/ListDamage" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListDamageSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::ListDamageRequest>
+                    for ListDamageSvc<T> {
+                        type Response = super::ListDamageResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListDamageRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::list_damage(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListDamageSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/mainstay.v1.Admin/Scrub" => {
+                    #[allow(non_camel_case_types)]
+                    struct ScrubSvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::ServerStreamingService<super::ScrubRequest>
+                    for ScrubSvc<T> {
+                        type Response = super::ScrubProgress;
+                        type ResponseStream = T::ScrubStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ScrubRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::scrub(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ScrubSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/mainstay.v1.Admin/RepairTable" => {
+                    #[allow(non_camel_case_types)]
+                    struct RepairTableSvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::ClientStreamingService<super::RepairTableRequest>
+                    for RepairTableSvc<T> {
+                        type Response = super::RepairTableResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                tonic::Streaming<super::RepairTableRequest>,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::repair_table(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RepairTableSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.client_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/mainstay.v1.Admin/Reseed" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReseedSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::ReseedRequest>
+                    for ReseedSvc<T> {
+                        type Response = super::ReseedResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReseedRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::reseed(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReseedSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
@@ -1675,6 +2117,22 @@ pub struct CheckpointTable {
     #[prost(bytes = "bytes", tag = "3")]
     pub blake3: ::prost::bytes::Bytes,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FetchTableRequest {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub cluster_id: ::prost::bytes::Bytes,
+    /// 16 bytes
+    #[prost(bytes = "bytes", tag = "2")]
+    pub id: ::prost::bytes::Bytes,
+    /// 32 bytes
+    #[prost(bytes = "bytes", tag = "3")]
+    pub blake3: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TableChunk {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub data: ::prost::bytes::Bytes,
+}
 /// Generated client implementations.
 pub mod peer_client {
     #![allow(
@@ -1825,6 +2283,31 @@ pub mod peer_client {
                 .insert(GrpcMethod::new("mainstay.v1.Peer", "FetchCheckpoint"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// A node whose table is damaged asks for a table with the same bytes.
+        pub async fn fetch_table(
+            &mut self,
+            request: impl tonic::IntoRequest<super::FetchTableRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::TableChunk>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/mainstay.v1.Peer/FetchTable",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("mainstay.v1.Peer", "FetchTable"));
+            self.inner.server_streaming(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1870,6 +2353,17 @@ pub mod peer_server {
             tonic::Response<Self::FetchCheckpointStream>,
             tonic::Status,
         >;
+        /// Server streaming response type for the FetchTable method.
+        type FetchTableStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::TableChunk, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// A node whose table is damaged asks for a table with the same bytes.
+        async fn fetch_table(
+            &self,
+            request: tonic::Request<super::FetchTableRequest>,
+        ) -> std::result::Result<tonic::Response<Self::FetchTableStream>, tonic::Status>;
     }
     /// What nodes say to each other. Every message names the cluster and the epoch it belongs to.
     #[derive(Debug)]
@@ -2069,6 +2563,52 @@ pub mod peer_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = FetchCheckpointSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/mainstay.v1.Peer/FetchTable" => {
+                    #[allow(non_camel_case_types)]
+                    struct FetchTableSvc<T: Peer>(pub Arc<T>);
+                    impl<
+                        T: Peer,
+                    > tonic::server::ServerStreamingService<super::FetchTableRequest>
+                    for FetchTableSvc<T> {
+                        type Response = super::TableChunk;
+                        type ResponseStream = T::FetchTableStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::FetchTableRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Peer>::fetch_table(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = FetchTableSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -79,7 +79,8 @@ impl Driver {
     /// the node was not promoted.
     pub async fn promote(self: &Arc<Self>, terms: Terms) -> Result<std::result::Result<Promoted, NotPromoted>> {
         let _one = self.promoting.lock().await;
-        let Some(store) = self.store().cloned() else {
+        // Data that is given up proves nothing.
+        let Some(store) = self.store().filter(|_| !*self.giving_up.borrow()).cloned() else {
             let missing = self.settings.rule.voters().iter().map(|n| n.0).collect();
             return Ok(Err(NotPromoted::NotProven { have: Vec::new(), missing }));
         };

@@ -93,7 +93,8 @@ impl Driver {
             return match self.seed_from(primary, newest.cluster).await {
                 Ok(store) => Ok(Some(store)),
                 Err(e) => {
-                    self.set_trouble(Some(RoleName::Joining), Some(format!("seeding from node {primary}: {e}")));
+                    let why = if let Error::Stopped(why) = e { why } else { e.to_string() };
+                    self.set_trouble(Some(RoleName::Joining), Some(format!("seeding from node {primary}: {why}")));
                     Ok(None)
                 }
             };

@@ -5,6 +5,7 @@
 
 mod candidate;
 mod join;
+mod mend;
 mod promise_file;
 mod reads;
 mod replica;
@@ -127,7 +128,8 @@ pub struct PeerProgress {
 pub enum Ended {
     /// It was told to.
     Stopped,
-    /// The local data no longer connects to the cluster's log: set it aside and start again empty.
+    /// The local data no longer connects to the cluster's log, or was given up ([`Driver::reseed`]): set it aside and
+    /// start again empty.
     Reseed,
 }
 
@@ -152,6 +154,8 @@ pub struct Driver {
     /// What each replica still needs of the log, connected or not, up to the retained bytes.
     slots: Mutex<BTreeMap<NodeId, Arc<Slot>>>,
     rounds: Rounds,
+    /// Becomes true when this node's data is to be replaced by a seed.
+    giving_up: watch::Sender<bool>,
 }
 
 impl Driver {
@@ -181,6 +185,7 @@ impl Driver {
             found,
             slots: Mutex::default(),
             rounds: Rounds::new(),
+            giving_up: watch::Sender::new(false),
             settings,
         };
         driver.publish_role();
@@ -366,8 +371,10 @@ impl Driver {
     /// # Errors
     /// A local error after which the node must not go on.
     pub async fn run(self: Arc<Self>, mut stop: watch::Receiver<bool>) -> Result<Ended> {
+        let mut giving_up = self.giving_up.subscribe();
         let ended = tokio::select! {
             ended = self.clone().take_part() => ended,
+            _ = giving_up.wait_for(|g| *g) => Ok(Ended::Reseed),
             _ = stop.wait_for(|s| *s) => Ok(Ended::Stopped),
         };
         if let Some(store) = self.store() {

@@ -113,13 +113,20 @@ fn send(store: &Store, dir: &Path, end: Lsn, tx: &mpsc::Sender<Result<Checkpoint
         hand(tx, CheckpointPart::Table { id: table.id, bytes: table.bytes, blake3: table.blake3 })?;
         let path = dir.join("tables").join(format!("{:032x}.table", table.id));
         let file = fs.open(&path, OpenMode::Read).map_err(|e| Error::io("open", &path, e))?;
-        let mut at = 0;
+        let (mut at, mut hash) = (0, blake3::Hasher::new());
         while at < table.bytes {
             let want = PART_BYTES.min(usize::try_from(table.bytes - at).unwrap_or(PART_BYTES));
             let mut buf = vec![0; want];
             mainstay_engine::fs::read_exact_at(&*file, &mut buf, at).map_err(|e| Error::io("read", &path, e))?;
             at += want as u64;
+            hash.update(&buf);
             hand(tx, CheckpointPart::Data(buf))?;
+        }
+        if *hash.finalize().as_bytes() != table.blake3 {
+            // The receiver would find out, and would not know whose disk it was.
+            let _ = store.scrub_table(table.id);
+            let what = "damaged, so this node can seed no other; repair the table, or promote another node";
+            return Err(Error::corruption(&store.tree().table_path(table.id), 0, None, what));
         }
     }
     Ok(())

@@ -240,4 +240,13 @@ pub trait Transport: Send + Sync + fmt::Debug + 'static {
         peer: NodeId,
         cluster: ClusterId,
     ) -> Result<mpsc::Receiver<Result<CheckpointPart, TransportError>>, TransportError>;
+
+    /// Fetches the table with this id and hash from `peer`, in parts; an error if it has none.
+    async fn fetch_table(
+        &self,
+        peer: NodeId,
+        cluster: ClusterId,
+        id: u128,
+        blake3: [u8; 32],
+    ) -> Result<mpsc::Receiver<Result<Vec<u8>, TransportError>>, TransportError>;
 }

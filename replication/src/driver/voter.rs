@@ -153,6 +153,15 @@ mod tests {
         ) -> std::result::Result<Stream<CheckpointPart>, TransportError> {
             gone(peer)
         }
+        async fn fetch_table(
+            &self,
+            peer: NodeId,
+            _: ClusterId,
+            _: u128,
+            _: [u8; 32],
+        ) -> std::result::Result<Stream<Vec<u8>>, TransportError> {
+            gone(peer)
+        }
     }
 
     fn driver(dir: &std::path::Path) -> Arc<Driver> {

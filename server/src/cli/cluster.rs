@@ -1,4 +1,4 @@
-//! `mainstay cluster promote`: make a node the primary by hand.
+//! `mainstay cluster promote`: make a node the primary by hand; the way to `mainstay cluster reseed`.
 //!
 //! Owns: choosing the candidate with the newest log among those that answer, and the question before
 //! a loss is accepted. Never: the decision whether it is safe (the candidate's seal decides).
@@ -8,19 +8,23 @@ use mainstay_proto::v1::StatusResponse;
 use serde::Serialize;
 
 use super::failure::{Hint, usage};
+use super::reseed::{self, ReseedArgs};
 use super::status::ask;
 use super::{Global, connect, output};
 use crate::codes::Exit;
 
-/// Change who is primary
+/// Change who is primary, and seed a node anew
 #[derive(Debug, Subcommand)]
 #[command(after_help = "\
 Examples:
   mainstay cluster promote
-  mainstay cluster promote --node 127.0.0.1:7420")]
+  mainstay cluster promote --node 127.0.0.1:7420
+  mainstay cluster reseed --node 127.0.0.1:7430")]
 pub enum ClusterCommand {
     /// Make a replica the primary of a new epoch
     Promote(PromoteArgs),
+    /// Have a replica set its data aside and fetch all of it anew from the primary
+    Reseed(ReseedArgs),
 }
 
 /// Make a replica the primary of a new epoch
@@ -59,7 +63,13 @@ struct Promoted {
 }
 
 pub(super) async fn run(global: &Global, command: ClusterCommand) -> anyhow::Result<Exit> {
-    let ClusterCommand::Promote(args) = command;
+    match command {
+        ClusterCommand::Promote(args) => promote(global, args).await,
+        ClusterCommand::Reseed(args) => reseed::run(global, args).await,
+    }
+}
+
+async fn promote(global: &Global, args: PromoteArgs) -> anyhow::Result<Exit> {
     let node = match args.node {
         Some(node) => node,
         None => {

@@ -4,6 +4,7 @@
 //! a decision that a server or a library should take.
 
 mod backup;
+mod closed;
 mod cluster;
 mod config;
 mod connect;
@@ -16,6 +17,8 @@ mod inspect;
 pub(crate) mod output;
 mod progress;
 mod put;
+mod repair;
+mod reseed;
 mod restore;
 mod scan;
 mod server;
@@ -91,6 +94,10 @@ pub enum Command {
     Export(export::ExportArgs),
     /// Show the nodes, what would survive and what would be lost now
     Status(status::StatusArgs),
+    /// Read all tables and sealed log of running nodes now, and name what is damaged
+    Scrub(repair::ScrubArgs),
+    /// Put good copies in the place of damaged tables
+    Repair(repair::RepairArgs),
     /// Take and list base backups
     #[command(subcommand)]
     Backup(backup::BackupCommand),
@@ -99,7 +106,7 @@ pub enum Command {
     /// Hurt a scratch cluster and measure RPO and RTO.
     #[command(subcommand, after_help = "Examples:\n  mainstay drill run all\n  mainstay drill list")]
     Drill(crate::drill::DrillCommand),
-    /// Change who is primary
+    /// Change who is primary, and seed a node anew
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
     /// Show and check the configuration
@@ -157,6 +164,8 @@ async fn other(global: &Global, command: Command) -> anyhow::Result<Exit> {
         Command::Watch(args) => watch::run(global, args).await,
         Command::Export(args) => export::run(global, args).await,
         Command::Status(args) => status::run(global, args).await,
+        Command::Scrub(args) => repair::scrub(global, args).await,
+        Command::Repair(args) => repair::repair(global, args).await,
         Command::Backup(command) => backup::run(global, command).await,
         Command::Restore(args) => restore::run(global, args).await,
         Command::Cluster(command) => cluster::run(global, command).await,

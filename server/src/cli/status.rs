@@ -50,6 +50,7 @@ struct Node {
     archived_lsn: u64,
     lag_records: u64,
     lag_ms: u64,
+    damaged_files: u64,
     trouble: String,
 }
 
@@ -239,6 +240,7 @@ fn node(endpoint: &str, answer: &Result<StatusResponse, String>, lead: Option<&S
         archived_lsn: s.archived_lsn,
         lag_records: seen.map_or(0, |p| p.lag_records),
         lag_ms: seen.map_or(0, |p| p.lag_ms),
+        damaged_files: s.damaged_files,
         trouble: s.trouble.clone(),
     }
 }

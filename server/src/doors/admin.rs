@@ -4,18 +4,21 @@
 
 use std::time::Duration;
 
+use mainstay_engine::inspect::SpacedKey;
+use mainstay_engine::tree::DamagedTable;
 use mainstay_proto::v1;
 use mainstay_proto::v1::admin_server::Admin;
 use mainstay_replication::core::{NotPromoted, Terms};
 use mainstay_replication::rule::NodeId;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::status;
 use crate::node::archive::Archive;
+use crate::node::repair::Repair;
 use crate::node::status::report;
-use crate::service::{Class, Code, Failure, Service};
+use crate::service::{Class, Code, Failure, Service, without_advice};
 
 /// Serves operator calls.
 #[derive(Clone, Debug)]
@@ -24,6 +27,8 @@ pub struct AdminDoor {
     pub service: Service,
     /// The node's archive.
     pub archive: Archive,
+    /// Repair of its tables.
+    pub repair: Repair,
     /// Addresses of the peers, for status.
     pub peers: std::collections::BTreeMap<u64, String>,
 }
@@ -33,6 +38,7 @@ type BoxStream<T> = std::pin::Pin<Box<dyn futures::Stream<Item = Result<T, Statu
 #[tonic::async_trait]
 impl Admin for AdminDoor {
     type CreateBackupStream = BoxStream<v1::CreateBackupProgress>;
+    type ScrubStream = BoxStream<v1::ScrubProgress>;
 
     async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
         Ok(Response::new(report(&self.service, &self.archive, &self.peers)))
@@ -96,5 +102,76 @@ impl Admin for AdminDoor {
     ) -> Result<Response<v1::WaitArchivedResponse>, Status> {
         let at = self.service.wait_archived(Duration::from_secs(30)).await.map_err(status)?;
         Ok(Response::new(v1::WaitArchivedResponse { archived_lsn: at.0 }))
+    }
+
+    async fn list_damage(&self, _: Request<v1::ListDamageRequest>) -> Result<Response<v1::ListDamageResponse>, Status> {
+        let store = self.repair.store().map_err(status)?;
+        let tables = store.tree().damaged_tables().into_iter().map(damaged_table).collect();
+        Ok(Response::new(v1::ListDamageResponse { tables, log: store.damaged_log() }))
+    }
+
+    async fn scrub(&self, request: Request<v1::ScrubRequest>) -> Result<Response<Self::ScrubStream>, Status> {
+        let progress = self.repair.scrub(request.into_inner().bytes_per_second).map_err(status)?;
+        let stream = ReceiverStream::new(progress).map(|s| {
+            Ok(v1::ScrubProgress {
+                bytes_done: s.bytes_done,
+                bytes_total: s.bytes_total,
+                files_done: s.files_done,
+                files_total: s.files_total,
+            })
+        });
+        Ok(Response::new(Box::pin(stream)))
+    }
+
+    async fn repair_table(
+        &self,
+        request: Request<Streaming<v1::RepairTableRequest>>,
+    ) -> Result<Response<v1::RepairTableResponse>, Status> {
+        use v1::repair_table_request::Message;
+        let bad = |text: &str| status(Failure::bad(text));
+        let mut messages = request.into_inner();
+        let first = tokio::time::timeout(Duration::from_secs(5), messages.next()).await;
+        let Ok(Some(Ok(v1::RepairTableRequest { message: Some(Message::Start(start)) }))) = first else {
+            return Err(bad("a repair begins with the table that is to be repaired"));
+        };
+        let id = start.id.as_ref().try_into().map_err(|_| bad("a table's id has 16 bytes"))?;
+        let id = u128::from_be_bytes(id);
+        let done = match v1::CopyFrom::try_from(start.from).map_err(|_| bad("unknown source of a copy"))? {
+            v1::CopyFrom::Elsewhere => self.repair.from_elsewhere(id).await,
+            v1::CopyFrom::Caller => {
+                let data = messages.map(|m| match m.map_err(|e| e.message().to_owned())?.message {
+                    Some(Message::Data(data)) => Ok(data),
+                    _ => Err("expected a part of the copy".to_owned()),
+                });
+                self.repair.from_caller(id, data).await
+            }
+        };
+        let done = done.map_err(status)?;
+        Ok(Response::new(v1::RepairTableResponse { source: done.source, bytes: done.bytes }))
+    }
+
+    async fn reseed(&self, _: Request<v1::ReseedRequest>) -> Result<Response<v1::ReseedResponse>, Status> {
+        let driver = self.service.driver();
+        let refused = |why| status(Failure::new(Code::NotReseeded, Class::NotExecuted, why));
+        let primary = driver.reseed().await.map_err(refused)?;
+        Ok(Response::new(v1::ReseedResponse { incarnation: driver.incarnation(), primary_id: primary.0 }))
+    }
+}
+
+fn damaged_table(t: DamagedTable) -> v1::DamagedTable {
+    let with_space = |k: SpacedKey| [&[k.keyspace.0][..], &k.key].concat().into();
+    let (min_key, max_key) = t.keys.map(|(a, b)| (with_space(a), with_space(b))).unwrap_or_default();
+    v1::DamagedTable {
+        id: t.file.id.to_be_bytes().to_vec().into(),
+        bytes: t.file.bytes,
+        blake3: t.file.blake3.to_vec().into(),
+        path: t.path.display().to_string(),
+        level: t.level.map(u32::from),
+        min_key,
+        max_key,
+        entries: t.file.entries,
+        min_lsn: t.lsns.0.0,
+        max_lsn: t.lsns.1.0,
+        what: without_advice(&t.what).to_owned(),
     }
 }

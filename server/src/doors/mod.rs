@@ -20,13 +20,14 @@ pub fn status(f: Failure) -> Status {
     let grpc = match f.code {
         Code::NotPrimary | Code::NotReady => GrpcCode::Unavailable,
         Code::Overloaded | Code::DiskFull => GrpcCode::ResourceExhausted,
-        Code::ConditionFailed | Code::NotPromoted => GrpcCode::FailedPrecondition,
+        Code::ConditionFailed | Code::NotPromoted | Code::NotReseeded => GrpcCode::FailedPrecondition,
         Code::Limit | Code::BadRequest => GrpcCode::InvalidArgument,
         Code::Indeterminate => GrpcCode::Unknown,
         Code::Stopped | Code::Archive => GrpcCode::Internal,
         Code::LogGone | Code::HistoryGone => GrpcCode::OutOfRange,
         Code::NoRepository => GrpcCode::FailedPrecondition,
         Code::Corruption => GrpcCode::DataLoss,
+        Code::NoCopy => GrpcCode::NotFound,
     };
     let class = if f.class == Class::NotExecuted { Class::NotExecuted } else { f.class };
     let detail = ErrorDetail {

@@ -74,6 +74,12 @@ impl Archive {
         self.inner.repository.is_some()
     }
 
+    /// The repository, if there is one.
+    #[must_use]
+    pub fn repository(&self) -> Option<&Repository> {
+        self.inner.repository.as_ref()
+    }
+
     /// Everything up to here is in the archive.
     #[must_use]
     pub fn archived(&self) -> &Watermark {

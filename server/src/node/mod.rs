@@ -5,6 +5,7 @@
 
 pub mod archive;
 mod directory;
+pub mod repair;
 pub mod status;
 
 use std::io::Write as _;
@@ -34,6 +35,7 @@ use crate::doors::kv::KvDoor;
 use crate::peers::{GrpcTransport, PeerDoor};
 use crate::service::Service;
 use archive::Archive;
+use repair::Repair;
 
 /// How long an orderly stop may take before it is cut short.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
@@ -178,7 +180,9 @@ async fn run_once(
 
     let (end_tx, end) = watch::channel(false);
     let driving = peers_runtime.handle.spawn(Arc::clone(&driver).run(end.clone()));
-    let doors = Doors { service: service.clone(), archive: archive.clone(), config, driver: Arc::clone(&driver) };
+    let repair = Repair::new(Arc::clone(&driver), archive.clone());
+    let doors =
+        Doors { service: service.clone(), archive: archive.clone(), repair, config, driver: Arc::clone(&driver) };
     let peer_server = peers_runtime.handle.spawn(doors.peer(bound.peer, end.clone()));
     let client_server = tokio::spawn(doors.client(bound.client, end.clone()));
     let archiving = tokio::spawn(archive.supervise(Arc::clone(&driver), end));
@@ -278,6 +282,7 @@ async fn live(
 struct Doors<'a> {
     service: Service,
     archive: Archive,
+    repair: Repair,
     config: &'a Config,
     driver: Arc<Driver>,
 }
@@ -287,6 +292,7 @@ impl Doors<'_> {
         AdminServer::new(AdminDoor {
             service: self.service.clone(),
             archive: self.archive.clone(),
+            repair: self.repair.clone(),
             peers: self.config.peers.clone(),
         })
     }

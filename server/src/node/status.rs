@@ -12,7 +12,7 @@ use mainstay_replication::driver::{PeerProgress, RoleName};
 use mainstay_replication::rule::NodeId;
 
 use super::archive::Archive;
-use crate::service::Service;
+use crate::service::{Service, without_advice};
 
 /// The node's status message.
 #[must_use]
@@ -33,6 +33,7 @@ pub fn report(service: &Service, archive: &Archive, peers: &BTreeMap<u64, String
         mode: rule.mode().to_string(),
         degraded: leads && rule.is_degraded(),
         trouble: role.trouble.unwrap_or_default(),
+        incarnation: driver.incarnation(),
         ..Default::default()
     };
     let known = driver.peers();
@@ -52,8 +53,10 @@ pub fn report(service: &Service, archive: &Archive, peers: &BTreeMap<u64, String
         out.applied_lsn = store.applied().get().0;
         out.archived_lsn = service.archived().get().0;
         unarchived = oldest_unarchived(store, service.archived().get(), failing);
+        let damaged = store.damage();
+        out.damaged_files = damaged.len() as u64;
         if out.trouble.is_empty() {
-            out.trouble = trouble(store).unwrap_or_default();
+            out.trouble = trouble(store, &damaged).unwrap_or_default();
         }
         let tree = store.tree().stats();
         out.storage = Some(v1::StorageStatus {
@@ -84,21 +87,21 @@ pub fn report(service: &Service, archive: &Archive, peers: &BTreeMap<u64, String
 }
 
 /// What is wrong with the store, the worst first, in one sentence.
-fn trouble(store: &Store) -> Option<String> {
+fn trouble(store: &Store, damaged: &[String]) -> Option<String> {
     let unread = || {
         let first = store.scrub_unread().into_iter().next()?;
         Some(format!("the scrub could not read all files, the next pass tries again: {first}"))
     };
-    damage(&store.damage()).or_else(|| store.space().trouble()).or_else(unread)
+    damage(damaged).or_else(|| store.space().trouble()).or_else(unread)
 }
 
-/// What compaction and the scrub found, in one sentence.
+/// What reads, compaction and the scrub found, in one sentence.
 fn damage(all: &[String]) -> Option<String> {
-    let first = all.first()?;
+    let first = without_advice(all.first()?);
     let more = if all.len() > 1 { format!(" (and {} more files)", all.len() - 1) } else { String::new() };
     Some(format!(
-        "damage on this node's disk: {first}{more}; reads that need the place fail; let this node be seeded anew, into \
-         an empty directory"
+        "damage on this node's disk: {first}{more}; reads that need the place fail; `mainstay repair` puts a good copy \
+         in place, or says what else to do"
     ))
 }
 

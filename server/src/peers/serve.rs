@@ -35,6 +35,7 @@ fn malformed(e: impl ToString) -> Status {
 impl Peer for PeerDoor {
     type ReplicateStream = BoxStream<v1::PrimaryMessage>;
     type FetchCheckpointStream = BoxStream<v1::CheckpointChunk>;
+    type FetchTableStream = BoxStream<v1::TableChunk>;
 
     async fn replicate(
         &self,
@@ -80,6 +81,19 @@ impl Peer for PeerDoor {
             .map_err(|refusal| Status::failed_precondition(refusal.to_string()))?;
         let stream =
             ReceiverStream::new(parts).map(|p| p.map(wire::from_part).map_err(|e| Status::internal(e.to_string())));
+        Ok(Response::new(Box::pin(stream)))
+    }
+
+    async fn fetch_table(
+        &self,
+        request: Request<v1::FetchTableRequest>,
+    ) -> Result<Response<Self::FetchTableStream>, Status> {
+        let r = request.into_inner();
+        let cluster = wire::cluster(&r.cluster_id).map_err(malformed)?;
+        let (id, blake3) = wire::table(&r.id, &r.blake3).map_err(malformed)?;
+        let parts = self.driver.serve_table(cluster, id, blake3).map_err(Status::not_found)?;
+        let stream = ReceiverStream::new(parts)
+            .map(|p| p.map(|data| v1::TableChunk { data: data.into() }).map_err(|e| Status::internal(e.to_string())));
         Ok(Response::new(Box::pin(stream)))
     }
 }

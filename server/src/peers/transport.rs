@@ -147,4 +147,20 @@ impl Transport for GrpcTransport {
         let stream = self.client(peer)?.fetch_checkpoint(request).await.map_err(failed(peer))?.into_inner();
         Ok(pump(peer, stream, wire::part))
     }
+
+    async fn fetch_table(
+        &self,
+        peer: NodeId,
+        cluster: ClusterId,
+        id: u128,
+        blake3: [u8; 32],
+    ) -> Result<mpsc::Receiver<Result<Vec<u8>, TransportError>>, TransportError> {
+        let request = v1::FetchTableRequest {
+            cluster_id: wire::cluster_bytes(cluster).into(),
+            id: id.to_be_bytes().to_vec().into(),
+            blake3: blake3.to_vec().into(),
+        };
+        let stream = self.client(peer)?.fetch_table(request).await.map_err(failed(peer))?.into_inner();
+        Ok(pump(peer, stream, |chunk: v1::TableChunk| Ok::<_, std::convert::Infallible>(chunk.data.to_vec())))
+    }
 }

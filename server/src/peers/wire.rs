@@ -30,6 +30,11 @@ pub(super) fn cluster(bytes: &[u8]) -> Result<ClusterId, Malformed> {
     fixed::<16>(bytes, "cluster id").map(|b| ClusterId(u128::from_be_bytes(b)))
 }
 
+/// The id and the hash of a table.
+pub(super) fn table(id: &[u8], blake3: &[u8]) -> Result<(u128, [u8; 32]), Malformed> {
+    Ok((u128::from_be_bytes(fixed(id, "table id")?), fixed(blake3, "table hash")?))
+}
+
 fn node(id: u64) -> Option<NodeId> {
     (id != 0).then_some(NodeId(id))
 }

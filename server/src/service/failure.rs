@@ -60,6 +60,10 @@ pub enum Code {
     Corruption,
     /// The promotion did not come about.
     NotPromoted,
+    /// Nobody has a good copy of a damaged table.
+    NoCopy,
+    /// This node's data cannot be given up and seeded anew now.
+    NotReseeded,
 }
 
 impl Code {
@@ -82,6 +86,8 @@ impl Code {
             Code::Archive => "ARCHIVE",
             Code::Corruption => "CORRUPTION",
             Code::NotPromoted => "NOT_PROMOTED",
+            Code::NoCopy => "NO_COPY",
+            Code::NotReseeded => "NOT_RESEEDED",
         }
     }
 }
@@ -109,9 +115,15 @@ impl Failure {
         Self { code, class, message: message.into(), primary: String::new(), epoch: 0 }
     }
 
-    pub(super) fn bad(message: impl Into<String>) -> Self {
+    pub(crate) fn bad(message: impl Into<String>) -> Self {
         Self::new(Code::BadRequest, Class::NeverRetry, message)
     }
+}
+
+/// The engine's text of damage without its own advice, for where more is known of what can be done.
+#[must_use]
+pub fn without_advice(text: &str) -> &str {
+    text.strip_suffix("; restore this node from a replica or a backup").unwrap_or(text)
 }
 
 impl From<Error> for Failure {
@@ -121,11 +133,68 @@ impl From<Error> for Failure {
             Error::Limit(_) => (Code::Limit, Class::NeverRetry),
             Error::Malformed(_) => (Code::BadRequest, Class::NeverRetry),
             Error::DiskFull { .. } => (Code::DiskFull, Class::NotExecuted),
+            Error::Overloaded { .. } => (Code::Overloaded, Class::NotExecuted),
+            Error::Indeterminate { .. } => (Code::Indeterminate, Class::Indeterminate),
             Error::LogGone { .. } => (Code::LogGone, Class::NeverRetry),
             Error::HistoryGone { .. } => (Code::HistoryGone, Class::NeverRetry),
             Error::Corruption { .. } => (Code::Corruption, Class::NeverRetry),
             _ => (Code::Stopped, Class::Indeterminate),
         };
         Self::new(code, class, e.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mainstay_engine::Lsn;
+    use mainstay_engine::error::ErrorClass;
+    use mainstay_proto::v1::ErrorDetail;
+    use prost::Message;
+    use tonic::Code as Grpc;
+
+    use super::*;
+
+    fn wire(e: Error) -> (Grpc, ErrorDetail) {
+        let status = crate::doors::status(e.into());
+        (status.code(), ErrorDetail::decode(status.details()).unwrap())
+    }
+
+    #[test]
+    fn what_the_engine_does_not_know_is_indeterminate_and_what_it_refuses_is_not() {
+        let (grpc, detail) = wire(Error::Indeterminate { lsn: Lsn(7), why: "the disk failed".into() });
+        assert_eq!(
+            (grpc, detail.code.as_str(), detail.class.as_str()),
+            (Grpc::Unknown, "INDETERMINATE", "indeterminate")
+        );
+        let (grpc, detail) = wire(Error::Overloaded { outstanding: 16_384 });
+        assert_eq!(
+            (grpc, detail.code.as_str(), detail.class.as_str()),
+            (Grpc::ResourceExhausted, "OVERLOADED", "not_executed")
+        );
+    }
+
+    /// A write's failure never says more than the engine knows: what the engine calls indeterminate must not look
+    /// like a clean failure, whatever its code.
+    #[test]
+    fn no_failure_of_a_write_is_cleaner_than_the_engine_says() {
+        let io = || std::io::Error::other("disk");
+        let all = [
+            Error::Indeterminate { lsn: Lsn(7), why: String::new() },
+            Error::Overloaded { outstanding: 1 },
+            Error::DiskFull { path: "x".into(), kept_back: None },
+            Error::Stopped(String::new()),
+            Error::io("write", std::path::Path::new("x"), io()),
+            Error::Malformed(mainstay_engine::codec::Malformed("x")),
+        ];
+        for e in all {
+            let (engine, text) = (e.class(), e.to_string());
+            let class = Failure::from(e).class;
+            let same = match engine {
+                ErrorClass::NotExecuted => class == Class::NotExecuted,
+                ErrorClass::Indeterminate => class == Class::Indeterminate,
+                ErrorClass::NeverRetry => class == Class::NeverRetry,
+            };
+            assert!(same, "{text}: {class:?}, the engine says {engine:?}");
+        }
     }
 }

@@ -17,7 +17,7 @@ use mainstay_engine::watermark::Watermark;
 use mainstay_replication::driver::{Driver, RoleName};
 use tokio::sync::Semaphore;
 
-pub use failure::{Class, Code, Failure};
+pub use failure::{Class, Code, Failure, without_advice};
 pub use read::{Entry, Range, ReadAt};
 pub use watch::{Change, Changed};
 pub use write::{Ack, Operation, Write, Written};
@@ -35,6 +35,8 @@ pub struct Service {
     archiving: bool,
     writes: Arc<Semaphore>,
     write_kib: Arc<Semaphore>,
+    /// Held while a table is read whole in which a read met damage.
+    checking: Arc<Semaphore>,
     /// Longest wait for an acknowledgement when the caller names none.
     timeout: Duration,
 }
@@ -49,6 +51,7 @@ impl Service {
             archiving,
             writes: Arc::new(Semaphore::new(WRITES_MAX)),
             write_kib: Arc::new(Semaphore::new(WRITE_BYTES_MAX / 1024)),
+            checking: Arc::new(Semaphore::new(1)),
             timeout: Duration::from_secs(30),
         }
     }

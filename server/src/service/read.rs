@@ -2,15 +2,17 @@
 //!
 //! Owns: the read gate. Never: a value above the commit LSN \[I2\].
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use mainstay_engine::batch::Keyspace;
-use mainstay_engine::tree::View;
+use mainstay_engine::table::parse_table_name;
+use mainstay_engine::tree::{DamagedTable, View};
 use mainstay_engine::value::Value;
-use mainstay_engine::{Epoch, Lsn};
+use mainstay_engine::{Epoch, Error, Lsn};
 use tokio::sync::mpsc;
 
-use super::{Class, Code, Failure, Service};
+use super::{Class, Code, Failure, Service, without_advice};
 
 /// Where and when to read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,7 +57,7 @@ const CONFIRM_TIMEOUT: Duration = Duration::from_secs(3);
 const PAGE_BYTES: usize = 256 << 10;
 
 fn entry(key: Vec<u8>, version: Lsn, envelope: &[u8], keys_only: bool) -> Result<Entry, Failure> {
-    let value = Value::decode(envelope).map_err(|e| Failure::from(mainstay_engine::Error::from(e)))?;
+    let value = Value::decode(envelope).map_err(|e| Failure::from(Error::from(e)))?;
     let data = if keys_only { Vec::new() } else { value.data.to_vec() };
     Ok(Entry { key, value: data, version, expiry_us: value.expiry.map_or(0, |e| e.0) })
 }
@@ -110,7 +112,7 @@ impl Service {
         let mut found = Vec::new();
         for key in keys {
             let key = key.as_ref();
-            if let Some(f) = view.get(Keyspace::USER, key)? {
+            if let Some(f) = view.get(Keyspace::USER, key).map_err(|e| self.read_failed(e))? {
                 found.push(entry(key.to_vec(), f.lsn, &f.envelope, false)?);
             }
         }
@@ -130,20 +132,50 @@ impl Service {
         let (view, _) = self.view(at).await?;
         let lsn = view.lsn();
         let (tx, rx) = mpsc::channel(4);
+        let service = self.clone();
         tokio::task::spawn_blocking(move || {
-            if let Err(f) = scan_into(&view, &range, &tx) {
+            if let Err(f) = scan_into(&service, &view, &range, &tx) {
                 let _ = tx.blocking_send(Err(f));
             }
         });
         Ok((rx, lsn))
     }
+
+    /// A read that a table failed: the table is read whole behind it, so that `status` and a repair know of the damage
+    /// before the next scrub comes by.
+    pub(super) fn read_failed(&self, e: Error) -> Failure {
+        let table = match &e {
+            Error::Corruption { path, .. } | Error::Io { path, .. } => path.file_name().and_then(|n| n.to_str()),
+            _ => None,
+        };
+        let Some(id) = table.and_then(parse_table_name) else { return e.into() };
+        if let Ok(store) = self.store().cloned()
+            && let Ok(one) = Arc::clone(&self.checking).try_acquire_owned()
+        {
+            tokio::task::spawn_blocking(move || {
+                let _one = one;
+                let known = |t: &DamagedTable| t.file.id == id;
+                if !store.tree().damaged_tables().iter().any(known) && store.scrub_table(id) {
+                    tracing::error!(table = %format!("{id:032x}"), "a read met damage");
+                }
+            });
+        }
+        let mut failure = Failure::from(e);
+        failure.message.truncate(without_advice(&failure.message).len());
+        failure
+    }
 }
 
-fn scan_into(view: &View, range: &Range, tx: &mpsc::Sender<Result<Vec<Entry>, Failure>>) -> Result<(), Failure> {
+fn scan_into(
+    service: &Service,
+    view: &View,
+    range: &Range,
+    tx: &mpsc::Sender<Result<Vec<Entry>, Failure>>,
+) -> Result<(), Failure> {
     let limit = if range.limit == 0 { u64::MAX } else { range.limit };
     let (mut page, mut bytes, mut count) = (Vec::new(), 0, 0);
     for found in view.scan(Keyspace::USER, &range.start, &range.end, range.reverse) {
-        let found = found?;
+        let found = found.map_err(|e| service.read_failed(e))?;
         bytes += found.key.len() + found.envelope.len() + 32;
         page.push(entry(found.key, found.lsn, &found.envelope, range.keys_only)?);
         count += 1;

@@ -122,8 +122,8 @@ impl Service {
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
         }
-        // Cheap in memory; waits for the disk only when the log's buffers are full.
-        let position = store.append(epoch, &write.batch, &write.conditions)?;
+        // Cheap in memory; waits for the disk only when the log's buffers are full. Conditions are read from tables.
+        let position = store.append(epoch, &write.batch, &write.conditions).map_err(|e| self.read_failed(e))?;
         let timeout = write.timeout.unwrap_or(self.timeout);
         match tokio::time::timeout(timeout, self.acknowledged(epoch, &position, write.ack)).await {
             Ok(done) => done,
