@@ -134,6 +134,17 @@ impl Space {
         self.ask(Work::Merge, left + others + self.segment + self.reserve)
     }
 
+    /// Whether so many bytes may be copied in beside what the store needs itself. Who is refused does not wait.
+    pub(crate) fn for_ingest(&self, bytes: u64) -> Result<()> {
+        let others = self.flushing.load(Ordering::Relaxed) + self.making.load(Ordering::Relaxed);
+        let (free, needed) = (self.free(), bytes.saturating_add(others + self.segment + self.reserve));
+        if free >= needed || planted(Bug::IgnoreReserve) {
+            return Ok(());
+        }
+        self.refusals.fetch_add(1, Ordering::Relaxed);
+        Err(Error::DiskFull { path: self.dir.clone(), kept_back: Some(Shortage { free, needed }) })
+    }
+
     /// No merge is due.
     pub(crate) fn no_merge(&self) {
         self.wait(Work::Merge).store(0, Ordering::Relaxed);

@@ -85,7 +85,8 @@ impl Store {
     /// Appends records as the primary wrote them, each checked to continue this log.
     ///
     /// # Errors
-    /// `Record` when they do not continue it; `DiskFull` as for [`Store::append`]; the log's.
+    /// `Record` when they do not continue it; `ForeignIngest` for one that names tables, which are not here; `DiskFull`
+    /// as for [`Store::append`]; the log's.
     pub fn append_replicated(&self, mut records: &[u8]) -> Result<Position> {
         if !records.is_empty() {
             self.check_room()?;
@@ -93,6 +94,7 @@ impl Store {
         let _order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
         while !records.is_empty() {
             let record = Record::decode(records)?;
+            crate::ingest::refuse(&record)?;
             self.log.append_record(&record)?;
             records = records.get(record.bytes.len()..).unwrap_or_default();
         }
@@ -218,6 +220,8 @@ impl Store {
         while let Some(chunk) = reader.next(self.log.last().lsn, 1 << 20)? {
             for record in chunk.records() {
                 let record = record?;
+                // One is visible as soon as it is in the log, so none stands behind a view.
+                crate::ingest::refuse(&record)?;
                 if record.header.kind == Kind::Batch {
                     replay_onto(&mut now, &record, keyspace, key)?;
                 }
