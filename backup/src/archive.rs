@@ -476,6 +476,7 @@ fn fill(draft: &mut Draft, bytes: &[u8], writer: &Writer, committed: Lsn) -> Res
     let mut rest = bytes;
     while !rest.is_empty() {
         let record = Record::decode(rest).map_err(mainstay_engine::Error::from)?;
+        mainstay_engine::ingest::refuse(&record)?;
         let lsn = record.header.lsn;
         if lsn > committed {
             return Err(Error::AboveCommit { lsn, committed });

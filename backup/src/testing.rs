@@ -83,6 +83,13 @@ impl History {
         self
     }
 
+    /// Adds a record that takes tables in, as an embedded store writes them.
+    pub(crate) fn ingest(mut self) -> Self {
+        let (epoch, lsn) = (self.end().epoch, self.end().lsn.next());
+        self.push(Kind::Ingest, epoch, lsn, b"tables that only the writer has");
+        self
+    }
+
     /// The history up to `lsn`.
     pub(crate) fn cut(&self, lsn: u64) -> Self {
         let records = self.records.iter().filter(|r| r.0.lsn.0 <= lsn).cloned().collect();

@@ -3,8 +3,8 @@
 //! A [`TableWriter`] makes table files; [`load`] opens a new store on them. No log is written for what they hold:
 //! it is the store's base, all at LSN 1, and its log begins behind it. Owns: that no table counts that was not read
 //! whole (checksums, order, counts, LSNs, keys apart from those of the others), and the order in which the directory
-//! becomes a store (identity last: before, it is none and can be loaded again). Never: a store that exists already;
-//! what is written there goes through its log.
+//! becomes a store (identity last: before, it is none and can be loaded again). Never: a store that exists already,
+//! which takes tables in through its log ([`Store::ingest`](crate::store::Store::ingest)).
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,7 +27,7 @@ use crate::table::times::Times;
 use crate::table::{EntryRef, TableFile, internal_key, table_name, verify_table};
 use crate::tree::manifest_of;
 
-/// The LSN of everything that a store begins with.
+/// The LSN of everything that a store begins with, and what entries carry until they are ingested.
 const BASE: Lsn = Lsn(1);
 /// Copied at once, in bytes.
 const COPY_BYTES: usize = 1 << 20;
@@ -209,20 +209,21 @@ fn base_chain(files: &[TableFile]) -> Chain {
     Chain(xxh3_128(&content).to_le_bytes())
 }
 
-struct Checked {
+/// A table that has its place and was read whole.
+pub(crate) struct Checked {
     from: PathBuf,
-    file: TableFile,
-    min_key: Vec<u8>,
-    max_key: Vec<u8>,
+    pub(crate) file: TableFile,
+    pub(crate) min_key: Vec<u8>,
+    pub(crate) max_key: Vec<u8>,
     max_ts: CommitTs,
 }
 
-fn refused(path: &Path, what: impl Into<String>) -> Error {
+pub(crate) fn refused(path: &Path, what: impl Into<String>) -> Error {
     Error::Directory { path: path.to_owned(), what: what.into() }
 }
 
 /// Gives a table its place and proves what stands there then, whatever it was made from.
-fn take_in(env: &Env, from: &Path, into: &Path, place: Place) -> Result<Checked> {
+pub(crate) fn take_in(env: &Env, from: &Path, into: &Path, place: Place) -> Result<Checked> {
     let cache = Arc::new(BlockCache::new(0, 4096));
     let id = Table::open(&env.fs, from, &cache)?.id();
     let to = into.join(table_name(id));
@@ -242,7 +243,7 @@ fn take_in(env: &Env, from: &Path, into: &Path, place: Place) -> Result<Checked>
     let table = Table::open(&env.fs, &to, &cache)?;
     let p = table.properties();
     if p.origin == Origin::History || !table.ranges().is_empty() || p.deletes > 0 || p.last_time.0 > Lsn::ZERO {
-        return Err(refused(from, "was made by a store: a base is made of tables that a TableWriter wrote"));
+        return Err(refused(from, "was made by a store; only tables that a TableWriter wrote can be taken in"));
     }
     if p.min_lsn != BASE || p.max_lsn != BASE {
         return Err(refused(from, format!("holds LSNs up to {}, a store begins with LSN {BASE}", p.max_lsn)));
@@ -266,8 +267,8 @@ fn copy(env: &Env, from: &Path, to: &Path) -> Result<()> {
     target.sync_data().map_err(|source| Error::Io { action: "sync", path: to.to_owned(), source })
 }
 
-/// No key may be in two tables.
-fn check_apart(tables: &mut [Checked]) -> Result<()> {
+/// Sorts tables by key: no key may be in two of them.
+pub(crate) fn check_apart(tables: &mut [Checked]) -> Result<()> {
     tables.sort_by(|a, b| a.min_key.cmp(&b.min_key));
     for pair in tables.windows(2) {
         if let [a, b] = pair

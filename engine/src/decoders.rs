@@ -12,9 +12,11 @@ use crate::batch::{Batch, ops};
 use crate::fault::{Bug, plant};
 use crate::fs::os::OsFs;
 use crate::fs::{Fs, read_file, write_atomic};
+use crate::ingest::{Ingest, IngestedTable};
 use crate::lsn::{Chain, ClusterId, CommitTs, Epoch, Lsn, Position, TimelineId};
 use crate::record::{Header, Kind, Record, TimelineStart, encode};
 use crate::rng::{Rng, SeededRng};
+use crate::table::TableFile;
 use crate::value::Value;
 
 /// One decoder.
@@ -84,6 +86,7 @@ pub fn all() -> Vec<Decoder> {
     let own = vec![
         Decoder::new("record", record, record_seeds),
         Decoder::new("timeline_start", timeline_start, timeline_start_seeds),
+        Decoder::new("ingest", ingest, ingest_seeds),
         Decoder::new("batch", batch, batch_seeds),
         Decoder::new("value", value, value_seeds),
     ];
@@ -186,8 +189,9 @@ fn record(bytes: &[u8]) -> bool {
 
 /// Records of every kind, one after the other.
 pub(crate) fn some_records() -> Vec<Vec<u8>> {
-    let bodies = [timeline_start_seeds().remove(0), batch_seeds().remove(0), Vec::new(), batch_seeds().remove(1)];
-    let kinds = [Kind::TimelineStart, Kind::Batch, Kind::EpochStart, Kind::Batch];
+    let [batch, other] = [batch_seeds().remove(0), batch_seeds().remove(1)];
+    let bodies = [timeline_start_seeds().remove(0), batch, Vec::new(), other, ingest_seeds().remove(0)];
+    let kinds = [Kind::TimelineStart, Kind::Batch, Kind::EpochStart, Kind::Batch, Kind::Ingest];
     let (mut chain, mut out) = (Chain::default(), Vec::new());
     for (n, (kind, body)) in (1..).zip(kinds.into_iter().zip(bodies)) {
         let epoch = Epoch(u64::from(n > 2));
@@ -215,6 +219,30 @@ fn timeline_start_seeds() -> Vec<Vec<u8>> {
         fork: Lsn::default(),
     };
     vec![start.encode()]
+}
+
+fn ingest(bytes: &[u8]) -> bool {
+    let Ok(ingest) = Ingest::decode(bytes) else { return false };
+    let mut again = Vec::new();
+    ingest.encode(&mut again);
+    assert_eq!(again, bytes);
+    true
+}
+
+fn ingest_seeds() -> Vec<Vec<u8>> {
+    let table = |id, first: &[u8], last: &[u8]| IngestedTable {
+        file: TableFile { id, bytes: 70_000, blake3: [9; 32], entries: 300 },
+        first_key: first.to_vec(),
+        last_key: last.to_vec(),
+    };
+    let both = vec![table(1, b"\x00name", b"\x00name"), table(2, b"\x01a", b"\x01a2"), table(3, b"\x01b", b"\x01c")];
+    let one = vec![table(u128::MAX, &[1], &[1; 200])];
+    let encoded = |tables: Vec<IngestedTable>| {
+        let mut out = Vec::new();
+        Ingest { tables }.encode(&mut out);
+        out
+    };
+    vec![encoded(both), encoded(one)]
 }
 
 fn batch(bytes: &[u8]) -> bool {

@@ -81,6 +81,15 @@ pub enum Error {
     /// A record from a peer or an archive does not continue this log.
     #[error("{0}")]
     Record(#[from] crate::record::RecordError),
+    /// A record that brings tables in came from another store, whose tables are not here.
+    #[error(
+        "the record at LSN {lsn} takes in tables that only the embedded store has which wrote it; begin from a \
+         checkpoint of that store"
+    )]
+    ForeignIngest {
+        /// The record.
+        lsn: Lsn,
+    },
     /// The log no longer reaches back that far.
     #[error("the log before LSN {oldest} is gone (asked for {asked}); start from a checkpoint or the archive")]
     LogGone {

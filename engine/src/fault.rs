@@ -43,6 +43,10 @@ pub enum Bug {
     DirectPastUnsynced,
     /// Put a copy in a damaged table's place without reading it first.
     RepairUnverified,
+    /// Read the entries of an ingested table at the LSN they carry, not at their record's.
+    ForgetIngestLsn,
+    /// Remove the tables of an ingest that is in the log and not in the manifest yet when the store opens.
+    TidyIngested,
 }
 
 #[cfg(feature = "sim")]

@@ -16,6 +16,7 @@ pub mod error;
 pub mod exec;
 pub mod fault;
 pub mod fs;
+pub mod ingest;
 pub mod inspect;
 pub mod limits;
 pub mod log;

@@ -10,6 +10,8 @@ pub const VALUE_BYTES_MAX: usize = 16 * 1024 * 1024;
 pub const BATCH_BYTES_MAX: usize = 20 * 1024 * 1024;
 /// Most operations in one batch.
 pub const BATCH_OPS_MAX: usize = 100_000;
+/// Most tables in one ingest.
+pub const INGEST_TABLES_MAX: usize = 4096;
 /// Largest metadata block of a value envelope in bytes.
 pub const METADATA_BYTES_MAX: usize = 4 * 1024;
 /// Largest log segment in bytes: recovery reads one whole into memory.

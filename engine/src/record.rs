@@ -44,6 +44,9 @@ pub enum Kind {
     /// First record of a timeline; body is [`TimelineStart`]. The only record whose LSN may be
     /// more than one above its predecessor's.
     TimelineStart,
+    /// The body is an [`Ingest`](crate::ingest::Ingest): tables whose entries all have this record's LSN. Only in the
+    /// log of an embedded store: no other node, archive or restore has the tables.
+    Ingest,
 }
 
 impl Kind {
@@ -52,6 +55,7 @@ impl Kind {
             Kind::Batch => 1,
             Kind::EpochStart => 2,
             Kind::TimelineStart => 3,
+            Kind::Ingest => 4,
         }
     }
 
@@ -60,6 +64,7 @@ impl Kind {
             1 => Ok(Kind::Batch),
             2 => Ok(Kind::EpochStart),
             3 => Ok(Kind::TimelineStart),
+            4 => Ok(Kind::Ingest),
             _ => Err(Malformed("record kind of a newer format")),
         }
     }
@@ -250,7 +255,7 @@ impl<'a> Record<'a> {
             Kind::TimelineStart => {
                 h.lsn > prev.lsn && TimelineStart::decode(self.body).is_ok_and(|t| t.fork == prev.lsn)
             }
-            Kind::Batch | Kind::EpochStart => h.lsn == prev.lsn.next(),
+            Kind::Batch | Kind::EpochStart | Kind::Ingest => h.lsn == prev.lsn.next(),
         };
         if dense && h.epoch >= prev.epoch && h.ts > prev.ts && self.chain == chain_after(prev.chain, self.hash) {
             Ok(())

@@ -59,8 +59,10 @@ impl Builder {
     /// Appends and applies one record, which must continue the store.
     ///
     /// # Errors
-    /// `Record` when it does not; the log's and the tree's.
+    /// `Record` when it does not; `ForeignIngest` for one that names tables, which nobody has fetched; the log's and the
+    /// tree's.
     pub fn replay(&mut self, record: &Record<'_>) -> Result<()> {
+        crate::ingest::refuse(record)?;
         self.log.append_record(record)?;
         self.tree.apply(record)?;
         self.pending_bytes += record.bytes.len();

@@ -167,6 +167,16 @@ impl Space {
         needed > 0 && self.free(Work::Merge).saturating_add(bytes) >= needed
     }
 
+    /// Whether so many bytes may be copied in beside what the store needs itself. Who is refused does not wait.
+    pub(crate) fn for_ingest(&self, bytes: u64) -> Result<()> {
+        let others = self.flushing.load(Ordering::Relaxed) + self.making.load(Ordering::Relaxed);
+        let (free, needed) = (self.free(Work::Merge), bytes.saturating_add(others + self.segment + self.reserve));
+        if free >= needed || planted(Bug::IgnoreReserve) {
+            return Ok(());
+        }
+        Err(self.refusal(Work::Merge, needed, free))
+    }
+
     /// No merge is due.
     pub(crate) fn no_merge(&self) {
         self.wait(Work::Merge).store(0, Ordering::Relaxed);

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use mainstay_engine::batch::{Batch, Keyspace};
+use mainstay_engine::bulk::{Place, TableWriter};
 use mainstay_engine::exec::Progress;
 use mainstay_engine::store::{Durability, Identity, Store};
 use mainstay_engine::table::verify_table;
@@ -34,12 +35,16 @@ enum Then {
     Refused(&'static str, u32),
 }
 
-const FIXTURES: [(&str, Versions, Then); 4] = [
+const FIXTURES: [(&str, Versions, Then); 5] = [
     ("tables-1", Versions { identity: 1, segment: 1, manifest: 1, table: 1 }, Then::Refused("manifest", 1)),
     ("tables-2", Versions { identity: 1, segment: 1, manifest: 1, table: 2 }, Then::Refused("manifest", 1)),
     ("tables-3", Versions { identity: 1, segment: 1, manifest: 2, table: 3 }, Then::Refused("manifest", 2)),
     ("tables-4", Versions { identity: 1, segment: 1, manifest: 3, table: 4 }, Then::Opens),
+    (INGESTED, Versions { identity: 2, segment: 1, manifest: 4, table: 4 }, Then::Opens),
 ];
+
+/// The one that has ingested: a table that the manifest names, and one that only the log does.
+const INGESTED: &str = "tables-4-ingested";
 
 /// What `fill` did in LSN order, as a reader sees it in the end.
 fn filled() -> State {
@@ -76,6 +81,25 @@ fn fill(dir: &Path) {
     store.log().sync_to(first.lsn).unwrap();
     (0..5).for_each(|n| put(format!("log-{n}"), "only in the log".to_owned()));
     store.close().unwrap();
+}
+
+/// The same, and then `later` as an ingested table of the manifest, and the last records as one that the log names.
+fn fill_ingesting(dir: &Path) {
+    fill(dir);
+    let store = Store::open_embedded(Env::real(), dir, &Options::tiny()).unwrap();
+    let ingest = |pairs: &[(String, Value<'_>)]| {
+        let ready = tempfile::tempdir().unwrap();
+        let mut writer = TableWriter::new(Env::real(), ready.path(), &Options::tiny());
+        pairs.iter().for_each(|(key, value)| writer.put(Keyspace::USER, key.as_bytes(), value).unwrap());
+        let tables: Vec<PathBuf> = writer.finish().unwrap().into_iter().map(|t| t.path).collect();
+        store.ingest(&tables, Place::Copy).unwrap();
+    };
+    ingest(&[("later".to_owned(), Value { expiry: Some(CommitTs(u64::MAX / 2)), metadata: &[], data: b"kept" })]);
+    store.tree().flush_all().unwrap();
+    let log: Vec<_> = (0..5).map(|n| (format!("log-{n}"), Value::plain(b"only in the log"))).collect();
+    ingest(&log);
+    store.log().close().unwrap();
+    assert_eq!(store.tree().stats().arriving_tables, 1);
 }
 
 fn fixtures() -> PathBuf {
@@ -145,6 +169,10 @@ fn every_data_directory_of_an_earlier_program_opens_or_is_refused_by_name() {
             (Then::Opens, Ok(store)) => {
                 assert_eq!(read(&store), filled(), "{name}");
                 assert_eq!(store.epochs().unwrap(), [(Epoch(4), Lsn(39))], "{name}");
+                if name == INGESTED {
+                    let version = |key: &[u8]| store.get(Keyspace::USER, key).unwrap().map(|found| found.lsn);
+                    assert_eq!((version(b"later"), version(b"log-3")), (Some(Lsn(45)), Some(Lsn(46))));
+                }
                 let mut batch = Batch::new();
                 batch.put(b"and", b"on").unwrap();
                 store.write(&batch, &[], Durability::Synced).unwrap();
@@ -169,6 +197,11 @@ fn every_data_directory_of_an_earlier_program_opens_or_is_refused_by_name() {
 /// A version that is written now has its fixture from the first day, or nobody will have one later.
 #[test]
 fn what_is_written_today_is_among_the_fixtures() {
+    check_todays(fill, |v| format!("tables-{}", v.table));
+    check_todays(fill_ingesting, |v| format!("tables-{}-ingested", v.table));
+}
+
+fn check_todays(fill: fn(&Path), name: impl Fn(Versions) -> String) {
     let scratch = tempfile::tempdir().unwrap();
     fill(scratch.path());
     let now = versions(scratch.path());
@@ -176,7 +209,11 @@ fn what_is_written_today_is_among_the_fixtures() {
     assert_eq!(read(&store), filled());
     drop(store);
     if std::env::var_os("MAINSTAY_WRITE_FIXTURE").is_some() {
-        let to = fixtures().join(format!("tables-{}", now.table));
+        let to = fixtures().join(name(now));
+        if to.exists() {
+            // One that was written by an earlier program stays as it is.
+            return;
+        }
         let fresh = tempfile::tempdir().unwrap();
         fill(fresh.path());
         copy(fresh.path(), &to);

@@ -6,8 +6,10 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use mainstay_engine::batch::Batch;
+use mainstay_engine::batch::{Batch, Keyspace};
+use mainstay_engine::bulk::{Place, TableWriter};
 use mainstay_engine::store::{Durability, Identity, Store};
+use mainstay_engine::value::Value as Plain;
 use mainstay_engine::{ClusterId, Env, Options, TimelineId};
 use serde_json::Value;
 
@@ -105,6 +107,30 @@ fn picture(dir: &Path) -> Vec<(PathBuf, Vec<u8>, std::time::SystemTime)> {
     }
     out.sort();
     out
+}
+
+#[test]
+fn an_ingest_is_printed_with_its_tables_and_their_lsn() {
+    let home = home();
+    let ready = home.data.join("../ready");
+    std::fs::create_dir(&ready).unwrap();
+    let mut writer = TableWriter::new(Env::real(), &ready, &Options::default());
+    for key in ["user/11", "user/12"] {
+        writer.put(Keyspace::USER, key.as_bytes(), &Plain::plain(b"v")).unwrap();
+    }
+    let tables: Vec<PathBuf> = writer.finish().unwrap().into_iter().map(|t| t.path).collect();
+    assert_eq!(home.store.ingest(&tables, Place::Copy).unwrap().position.lsn.0, 42);
+    let data = home.data();
+    says(&["log", data, "--from", "42"], 0, &["ingest", "2 keys  user  user/11 to user  user/12"]);
+    let line = &json(&["log", data, "--from", "42"])[0];
+    assert_eq!((&line["kind"], &line["tables"][0]["entries"]), (&"ingest".into(), &2.into()));
+    says(&["table", data, "--verify"], 0, &["an ingest in the log names"]);
+    home.store.tree().flush_all().unwrap();
+    says(&["manifest", data], 0, &["format 4", "was ingested at LSN 42"]);
+    says(&["manifest", data, "--edits"], 0, &["ingested at LSN 42"]);
+    for part in ["log", "table", "manifest"] {
+        says(&[part, data, "--verify"], 0, &[]);
+    }
 }
 
 #[test]

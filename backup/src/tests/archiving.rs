@@ -106,6 +106,22 @@ async fn nothing_above_the_commit_lsn_is_archived() {
     assert!(names(&store, "wal").await.iter().all(|n| *range_of(n).end() <= 12));
 }
 
+/// An archive that passed over it would restore to less than was committed, without a word.
+#[tokio::test]
+async fn a_record_whose_tables_are_nowhere_else_stops_the_archiver() {
+    let store = FaultStore::new(1);
+    let history = History::new().epoch(1, 5).ingest().epoch(1, 4);
+    let log = MemoryLog::new(&history);
+    let mut r = rig(&store, &log, WRITER, Lsn(5), options(1 << 20));
+    drain(&mut r.archiver).await.unwrap();
+    r.committed.raise(Lsn(10));
+    for _ in 0..3 {
+        let error = r.archiver.step().await.unwrap_err();
+        assert!(!error.is_transient() && error.to_string().contains("the record at LSN 6 takes in tables"), "{error}");
+    }
+    assert_eq!((r.archived.get(), contiguous(&store, 5).await), (Lsn(5), vec![(1, 5)]));
+}
+
 #[tokio::test]
 async fn the_bound_of_the_commit_lsn_is_what_keeps_the_archive_below_it() {
     let store = FaultStore::new(1);

@@ -35,7 +35,7 @@ pub struct StateFiles {
 pub fn state_files(fs: &Arc<dyn Fs>, dir: &Path) -> Result<StateFiles> {
     let mut out = StateFiles::default();
     match Identity::read_from(&**fs, dir) {
-        Ok(identity) => out.identity = identity,
+        Ok(found) => out.identity = found.map(|(identity, _)| identity),
         Err(e @ Error::Io { .. }) => return Err(e),
         Err(e) => {
             let path = dir.join("IDENTITY");

@@ -25,7 +25,8 @@ pub struct TablesCheck {
     pub bytes: u64,
     /// Tables that were merged away meanwhile.
     pub vanished: u64,
-    /// Table files that the manifest does not name: the next start removes them.
+    /// Table files that the manifest does not name: the next start removes them, but for those that an ingest record
+    /// in the log names.
     pub unnamed: u64,
     /// Damage.
     pub findings: Vec<Finding>,

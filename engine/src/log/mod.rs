@@ -174,6 +174,14 @@ impl Log {
         self.shared.append(kind, epoch, wall, (session, sequence), fill_body)
     }
 
+    /// Whether a record with a body of so many bytes can be appended.
+    ///
+    /// # Errors
+    /// `Limit`.
+    pub(crate) fn check_body(&self, body_len: usize) -> Result<()> {
+        self.shared.check_len(crate::record::HEADER_BYTES + body_len)
+    }
+
     /// Appends the first record of a timeline, at `new_lsn`.
     ///
     /// # Errors

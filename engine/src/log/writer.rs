@@ -202,10 +202,8 @@ impl Shared {
     /// Makes sure that the unsealed frame at `start` of the last part is in a segment with room for
     /// it, moving it to the next one if need be.
     fn place(&self, head: &mut Head, start: usize, record_len: usize) -> Result<()> {
+        self.check_len(record_len)?;
         let frame_len = frame::frame_len(record_len) as u64;
-        if record_len > record::RECORD_BYTES_MAX || FRAMES_AT + frame_len + MARK_BYTES > self.segment_bytes {
-            return Err(LimitError::Bytes(record_len.saturating_sub(record::HEADER_BYTES)).into());
-        }
         if head.offset + frame_len + MARK_BYTES <= head.segment.bytes {
             return Ok(());
         }
@@ -213,6 +211,15 @@ impl Shared {
         let moved = head.part().bytes.split_off(start);
         head.drop_empty_part();
         self.open_segment(head, next, moved);
+        Ok(())
+    }
+
+    /// Refuses a record that fits no segment.
+    pub(super) fn check_len(&self, record_len: usize) -> Result<()> {
+        let frame_len = frame::frame_len(record_len) as u64;
+        if record_len > record::RECORD_BYTES_MAX || FRAMES_AT + frame_len + MARK_BYTES > self.segment_bytes {
+            return Err(LimitError::Bytes(record_len.saturating_sub(record::HEADER_BYTES)).into());
+        }
         Ok(())
     }
 

@@ -19,8 +19,8 @@ pub(crate) fn decoders() -> Vec<Decoder> {
 fn identity(bytes: &[u8]) -> bool {
     let path = Path::new("IDENTITY");
     let decode = |bytes: &[u8]| {
-        let Ok(identity) = Identity::decode(path, bytes) else { return false };
-        assert_eq!(identity.encode(), bytes);
+        let Ok((identity, ingested)) = Identity::decode(path, bytes) else { return false };
+        assert_eq!(identity.encode(ingested), bytes);
         true
     };
     decode(&mend(bytes, bytes.len().saturating_sub(8), xxh3_64));
@@ -28,7 +28,8 @@ fn identity(bytes: &[u8]) -> bool {
 }
 
 fn identity_seeds() -> Vec<Vec<u8>> {
-    vec![Identity { cluster: ClusterId(7), timeline: TimelineId(9) }.encode()]
+    let identity = Identity { cluster: ClusterId(7), timeline: TimelineId(9) };
+    vec![identity.encode(false), identity.encode(true)]
 }
 
 fn evidence(bytes: &[u8]) -> bool {

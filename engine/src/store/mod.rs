@@ -9,6 +9,7 @@ mod apply;
 mod decoders;
 mod evidence;
 mod identity;
+mod ingest;
 mod maintain;
 mod pace;
 mod repair;
@@ -19,14 +20,16 @@ mod submit;
 mod workers;
 mod write;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 #[cfg(feature = "sim")]
 pub(crate) use decoders::decoders;
 pub use identity::Identity;
+pub use ingest::Ingested;
 pub use pace::{StallStats, Stalls};
 pub use scrub::ScrubStats;
 pub use stats::StoreStats;
@@ -66,6 +69,10 @@ pub struct Store {
     env: Env,
     dir: PathBuf,
     identity: Mutex<Identity>,
+    /// Whether its log may hold ingest records, by its identity.
+    ingested: AtomicBool,
+    /// Opened or run as a node, whose log others must be able to follow.
+    node: AtomicBool,
     log: Arc<Log>,
     tree: Arc<Tree>,
     recovered: Recovered,
@@ -77,6 +84,8 @@ pub struct Store {
     /// Held while the commit LSN is raised, and throughout a cut: what is committed while a cut is judged would
     /// be cut unseen \[I8\].
     cutting: Mutex<()>,
+    /// Held while tables are taken in, copies included. Before `order`.
+    ingesting: Mutex<()>,
     evidence: Mutex<Evidence>,
     wake_log: Wake,
     wake_apply: Wake,
@@ -130,32 +139,45 @@ impl Store {
         Tree::create(env.clone(), dir, options, Position::default())?;
         drop(Log::open(&env, dir, options, Lsn::ZERO, Position::default())?);
         identity.write(&env, dir)?;
-        Self::open_locked(env, dir, options, identity, lock)
+        Self::open_locked(env, dir, options, (identity, false), lock)
     }
 
     /// Opens an existing store: recovers the log, loads the tree. Committed records that were not
     /// flushed are applied again once the commit LSN is raised.
     ///
     /// # Errors
-    /// `Directory` when there is none, `Format`, `InUse`, `Corruption` (nothing is changed then), or
-    /// the operating system's.
+    /// `Directory` when there is none, and when it is an embedded store that has ingested tables; `Format`, `InUse`,
+    /// `Corruption` (nothing is changed then), or the operating system's.
     pub fn open(env: Env, dir: &Path, options: &Options) -> Result<Self> {
+        let store = Self::open_any(env, dir, options, ingest::refuse_node)?;
+        store.node.store(true, Ordering::Relaxed);
+        Ok(store)
+    }
+
+    /// Opens a store unless `refuse` finds in its identity that it may not be.
+    fn open_any(
+        env: Env,
+        dir: &Path,
+        options: &Options,
+        refuse: impl FnOnce(&Path, bool) -> Result<()>,
+    ) -> Result<Self> {
         let missing = || Error::Directory { path: dir.to_owned(), what: "there is no store here".into() };
         if !env.fs.exists(dir).map_err(|e| Error::io("open", dir, e))? {
             return Err(missing());
         }
         let lock = lock_directory(&env, dir)?;
-        let identity = Identity::read(&env, dir)?.ok_or_else(missing)?;
-        Self::open_locked(env, dir, options, identity, lock)
+        let (identity, ingested) = Identity::read_from(&*env.fs, dir)?.ok_or_else(missing)?;
+        refuse(dir, ingested)?;
+        Self::open_locked(env, dir, options, (identity, ingested), lock)
     }
 
     /// Opens a store whose own log commits: every record that recovery found is committed and visible,
     /// as [`Store::write`] had promised for those it acknowledged. Not for a node, whose rule decides.
     ///
     /// # Errors
-    /// As [`Store::open`].
+    /// As [`Store::open`], which also refuses what only an embedded store may hold.
     pub fn open_embedded(env: Env, dir: &Path, options: &Options) -> Result<Self> {
-        let store = Self::open(env, dir, options)?;
+        let store = Self::open_any(env, dir, options, |_, _| Ok(()))?;
         store.set_committed(store.log.last().lsn);
         store.apply_committed()?;
         Ok(store)
@@ -165,7 +187,7 @@ impl Store {
         env: Env,
         dir: &Path,
         options: &Options,
-        identity: Identity,
+        (identity, ingested): (Identity, bool),
         lock: Box<dyn LockGuard>,
     ) -> Result<Self> {
         let evidence = Evidence::read(&env, dir)?;
@@ -174,18 +196,23 @@ impl Store {
         let known_durable = flushed.lsn.max(evidence.durable);
         let opened = Log::open(&env, dir, options, known_durable, flushed);
         let (log, recovered) = opened.map_err(|e| tree.explain(e))?;
-        // Only with a log that continues it is the manifest's end taken for its true end.
-        tree.tidy()?;
+        // Only with a log that continues it is the manifest's end taken for its true end. Tables that the log behind it
+        // brings in have to stay.
+        let kept = if ingested { ingest::named_in(&log, flushed.lsn)? } else { BTreeSet::new() };
+        tree.tidy_but(&kept)?;
         let log = Arc::new(log);
         let committed = flushed.lsn.max(evidence.committed.min(log.last().lsn));
         let store = Self {
             dir: dir.to_owned(),
             identity: Mutex::new(identity),
+            ingested: AtomicBool::new(ingested),
+            node: AtomicBool::new(false),
             applier: Mutex::new(apply::Applier::default()),
             committed: Watermark::new(committed),
             applied: Watermark::new(flushed.lsn),
             order: Mutex::new(()),
             cutting: Mutex::new(()),
+            ingesting: Mutex::new(()),
             evidence: Mutex::new(evidence),
             wake_log: Wake::new(),
             wake_apply: Wake::new(),
@@ -239,7 +266,7 @@ impl Store {
     pub fn set_timeline(&self, timeline: TimelineId) -> Result<()> {
         let mut identity = self.identity.lock().unwrap_or_else(PoisonError::into_inner);
         let next = Identity { timeline, ..*identity };
-        next.write(&self.env, &self.dir)?;
+        next.write_with(&self.env, &self.dir, self.ingested.load(Ordering::Relaxed))?;
         // Only now: who sees the new one here takes it for done.
         *identity = next;
         Ok(())

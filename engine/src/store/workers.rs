@@ -22,8 +22,9 @@ impl Store {
     /// Starts the workers of a node on named threads. Dropping the result stops and joins them.
     ///
     /// # Errors
-    /// The operating system's.
+    /// `Directory` for an embedded store that has ingested tables; the operating system's.
     pub fn start_workers(self: &Arc<Self>) -> Result<Workers> {
+        self.become_node()?;
         let spawn = |name: &'static str, wake: &Wake, step: StepFn, pause: Option<Duration>| {
             let worker = StoreWorker { store: Arc::clone(self), step, pause };
             WorkerThread::spawn(name, wake.clone(), worker).map_err(|e| Error::io("start a thread for", &self.dir, e))

@@ -85,8 +85,8 @@ impl Store {
     /// Appends records as the primary wrote them, each checked to continue this log.
     ///
     /// # Errors
-    /// `Record` when they do not continue it; `DiskFull` as for [`Store::append`]; the log's. Those before the one that
-    /// failed are kept, and become durable like others.
+    /// `Record` when they do not continue it; `ForeignIngest` for one that names tables, which are not here; `DiskFull`
+    /// as for [`Store::append`]; the log's. Those before the one that failed are kept, and become durable like others.
     pub fn append_replicated(&self, records: &[u8]) -> Result<Position> {
         if !records.is_empty() {
             self.check_room()?;
@@ -100,6 +100,7 @@ impl Store {
     fn append_records(&self, mut records: &[u8]) -> Result<()> {
         while !records.is_empty() {
             let record = Record::decode(records)?;
+            crate::ingest::refuse(&record)?;
             self.log.append_record(&record)?;
             records = records.get(record.bytes.len()..).unwrap_or_default();
         }
@@ -259,6 +260,8 @@ impl Store {
         while let Some(chunk) = reader.next(self.log.last().lsn, 1 << 20)? {
             for record in chunk.records() {
                 let record = record?;
+                // One is visible as soon as it is in the log, so none stands behind a view.
+                crate::ingest::refuse(&record)?;
                 if record.header.kind == Kind::Batch {
                     replay_onto(&mut now, &record, keyspace, key)?;
                 }

@@ -104,7 +104,7 @@ impl TableCursor {
         let entry = block.entry(index).map_err(|m| self.table.damaged(self.offset, m))?;
         self.key.truncate(block.prefix().len());
         entry.put_tail(&mut self.key);
-        (self.lsn, self.value) = (entry.lsn, entry.value);
+        (self.lsn, self.value) = (self.table.lsn_of(entry.lsn), entry.value);
         if self.reverse {
             self.end -= 1;
         } else {

@@ -11,6 +11,7 @@ use std::sync::{Arc, OnceLock};
 
 use crate::codec::{Cursor, Malformed};
 use crate::error::{Error, Result};
+use crate::fault::{Bug, planted};
 use crate::fs::{File, Fs, OpenMode, read_exact_at};
 use crate::lsn::{CommitTs, Lsn};
 
@@ -69,6 +70,8 @@ pub(crate) struct Table {
     index: OnceLock<Index>,
     filter: OnceLock<Filter>,
     filtered: bool,
+    /// See [`Table::standing_at`].
+    ingested: Option<Lsn>,
     ranges: Vec<RangeDelete>,
     crowded: AtomicBool,
 }
@@ -101,6 +104,7 @@ impl Table {
             index: OnceLock::new(),
             filter: OnceLock::new(),
             filtered: true,
+            ingested: None,
             ranges,
             crowded: AtomicBool::new(false),
             file,
@@ -118,6 +122,21 @@ impl Table {
     pub(crate) fn without_filter(mut self) -> Self {
         self.filtered = false;
         self
+    }
+
+    /// From now on all its entries have this LSN: they were written before anybody knew it. There is one version of a
+    /// key in such a table.
+    pub(crate) fn standing_at(mut self, ingested: Option<Lsn>) -> Self {
+        if let Some(lsn) = ingested.filter(|_| !planted(Bug::ForgetIngestLsn)) {
+            (self.properties.min_lsn, self.properties.max_lsn) = (lsn, lsn);
+            self.ingested = Some(lsn);
+        }
+        self
+    }
+
+    /// The LSN of an entry that carries this one.
+    pub(super) fn lsn_of(&self, written: Lsn) -> Lsn {
+        self.ingested.unwrap_or(written)
     }
 
     pub(super) fn index(&self) -> Result<&Index> {
@@ -235,6 +254,9 @@ impl Table {
     }
 
     fn look_up(&self, key: &[u8], lsn: Lsn) -> Result<Option<Hit>> {
+        if self.ingested.is_some_and(|at| lsn < at) {
+            return Ok(None);
+        }
         let index = self.index()?;
         let mut at = index.find(key);
         while let Some(place) = index.place(at) {
@@ -243,7 +265,7 @@ impl Table {
             let (slot, found) = block.search(key, lsn).map_err(damaged)?;
             if found {
                 let entry = block.entry(slot).map_err(damaged)?;
-                let (lsn, value) = (entry.lsn, entry.value);
+                let (lsn, value) = (self.lsn_of(entry.lsn), entry.value);
                 return Ok(Some(Hit::in_block(lsn, block, value)));
             }
             if slot < block.len() {

@@ -139,7 +139,7 @@ pub fn install_manifest(env: &Env, dir: &Path, bytes: &[u8]) -> Result<()> {
 
 /// The bytes of the manifest of a tree that is nothing but these tables, whose keys lie apart, at this position.
 pub(crate) fn manifest_of(tables: &[TableFile], position: Position) -> Vec<u8> {
-    let placed = tables.iter().map(|file| Placed { level: LAST_LEVEL, file: *file });
+    let placed = tables.iter().map(|file| Placed::own(LAST_LEVEL, *file));
     let floor = (position.lsn, position.ts);
     let state = State { tables: placed.collect(), flushed: position, floor, ..State::default() };
     state_bytes(&state).0

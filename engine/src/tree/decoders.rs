@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use super::manifest::{Edit, EpochStart, Event, Placed, State, framed, put_header, replay, whole_state};
+use super::manifest::{Edit, EpochStart, Event, Placed, State, VERSION, framed, put_header, replay, whole_state};
 use super::manifest_file::{manifest_name, parse_manifest_name, state_bytes};
 use super::version::HISTORY;
 use crate::codec::Cursor;
@@ -38,7 +38,7 @@ fn edit(bytes: &[u8]) -> bool {
 /// Each of a run of slices is the body of an edit, framed here: what checksums and chain would keep out.
 fn edits(bytes: &[u8]) -> bool {
     let (mut c, mut file, mut chain) = (Cursor::new(bytes), Vec::new(), Chain::default());
-    put_header(&mut file);
+    put_header(&mut file, VERSION);
     while let Ok(body) = c.slice(bytes.len()) {
         chain = framed(&mut file, chain, body);
     }
@@ -55,7 +55,7 @@ fn file(bytes: &[u8]) -> bool {
 }
 
 fn some_edits() -> Vec<Edit> {
-    let table = |id, level| Placed { level, file: TableFile { id, bytes: 4096, blake3: [9; 32], entries: 30 } };
+    let table = |id, level| Placed::own(level, TableFile { id, bytes: 4096, blake3: [9; 32], entries: 30 });
     let (epoch, lsn, ts) = (Epoch(3), Lsn(400), CommitTs(1_000_000));
     let timeline = TimelineStart {
         cluster: ClusterId(7),
@@ -71,6 +71,7 @@ fn some_edits() -> Vec<Edit> {
             ..Edit::default()
         },
         Edit { removed: vec![1], added: vec![table(3, 6)], floor: Some((lsn, ts)), ..Edit::default() },
+        Edit { added: vec![Placed { ingested: Some(Lsn(401)), ..table(4, 5) }], ..Edit::default() },
     ]
 }
 
@@ -86,7 +87,7 @@ fn edits_seeds() -> Vec<Vec<u8>> {
 
 fn file_seeds() -> Vec<Vec<u8>> {
     let (mut file, mut chain) = (Vec::new(), Chain::default());
-    put_header(&mut file);
+    put_header(&mut file, VERSION);
     edit_seeds().iter().for_each(|body| chain = framed(&mut file, chain, body));
     let torn = [&file[..], b"MSed half of an edit"].concat();
     vec![file, torn, state_bytes(&State::default()).0]

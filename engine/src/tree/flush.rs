@@ -19,7 +19,11 @@ use super::compaction::rule::{Dropped, Fate, Rule};
 use super::manifest::{Edit, Placed};
 use super::memtable::{Memtable, MemtableCursor};
 use super::range_index::RangeIndex;
+use super::version::Frozen;
 use super::{Tree, lock};
+
+/// What the manifest needs for an ingested table, in bytes.
+const PLACED_BYTES: u64 = 128;
 
 impl Tree {
     /// Writes one frozen memtable to a table and makes it count; `Idle` when none is frozen.
@@ -33,18 +37,19 @@ impl Tree {
         let _flushing = lock(&self.flushing);
         let version = self.version();
         let space = self.space.get();
-        let Some(memtable) = version.frozen.last() else {
+        let Some(frozen) = version.frozen.last() else {
             space.inspect(|s| s.no_flush());
             return Ok(Progress::Idle);
         };
-        let bytes = memtable.bytes() as u64;
+        let memtable = &frozen.memtable;
+        let bytes = memtable.bytes() as u64 + frozen.over.tables.len() as u64 * PLACED_BYTES;
         let awaited = version.frozen.len() >= self.options.frozen_memtables_max;
         let _granted = space.map(|s| s.for_flush(bytes, awaited)).transpose()?;
         if let (Some(barrier), Some(end)) = (self.barrier.0.get(), memtable.end()) {
             barrier(end.lsn)?;
         }
         let begun = self.env.clock.monotonic();
-        let written = self.write_tables(memtable).and_then(|out| self.install_flush(memtable, &out).map(|()| out));
+        let written = self.write_tables(memtable).and_then(|out| self.install_flush(frozen, &out).map(|()| out));
         let mut out = written.inspect_err(|e| {
             if let (Error::DiskFull { .. }, Some(space)) = (e, space) {
                 space.flush_failed(bytes);
@@ -93,15 +98,26 @@ impl Tree {
         Ok(out)
     }
 
-    fn install_flush(&self, memtable: &Arc<Memtable>, out: &Outputs) -> Result<()> {
-        let open = |p: &Placed| self.open_table(p.file.id, false).map(|t| (p.level, t));
-        let tables = out.done().iter().map(open).collect::<Result<Vec<_>>>()?;
+    /// The tables that the memtable's last record brought in count in the same edit: the record is in the tables, or
+    /// all of it is in the log.
+    fn install_flush(&self, frozen: &Frozen, out: &Outputs) -> Result<()> {
+        let memtable = &frozen.memtable;
+        let open = |p: &Placed| self.open_table(p, false).map(|t| (p.level, t));
+        let mut tables = out.done().iter().map(open).collect::<Result<Vec<_>>>()?;
+        let mut added = out.done().to_vec();
+        // No merge may start, or end in the same level, between the choice of levels and the edit.
+        let compacting = (!frozen.over.tables.is_empty()).then(|| lock(&self.compacting));
+        if let Some(compacting) = &compacting {
+            for (placed, table) in self.place(compacting, &tables, &frozen.over) {
+                added.push(placed);
+                tables.push((placed.level, table));
+            }
+        }
         let mut manifest = lock(&self.manifest);
-        let edit =
-            Edit { added: out.done().to_vec(), flushed: memtable.end(), events: memtable.events(), ..Edit::default() };
+        let edit = Edit { added, flushed: memtable.end(), events: memtable.events(), ..Edit::default() };
         manifest.append(&edit, &self.stop)?;
         self.change_version(|version| {
-            version.frozen.retain(|m| !Arc::ptr_eq(m, memtable));
+            version.frozen.retain(|f| !Arc::ptr_eq(&f.memtable, memtable));
             version.change_tables(&[], &tables);
             version.flushed = manifest.state().flushed;
         });

@@ -12,7 +12,7 @@ use crate::lsn::{CommitTs, Epoch, Lsn, Position};
 use crate::record::TimelineStart;
 use crate::table::TableFile;
 
-use super::manifest::{Edit, Event, FRAME_BYTES, MANIFEST_BYTES_MAX, Placed, Replayed, State, VERSION, replay_into};
+use super::manifest::{Edit, Event, FRAME_BYTES, MANIFEST_BYTES_MAX, Placed, Replayed, State, replay_into};
 use super::manifest_file::{manifest_name, read_current};
 use super::version::HISTORY;
 
@@ -23,11 +23,13 @@ pub struct PlacedTable {
     pub level: Option<u8>,
     /// The file.
     pub file: TableFile,
+    /// Of an ingested table: the LSN that its entries have, whatever the file says.
+    pub ingested: Option<Lsn>,
 }
 
 impl From<&Placed> for PlacedTable {
     fn from(p: &Placed) -> Self {
-        Self { level: (p.level != HISTORY).then_some(p.level), file: p.file }
+        Self { level: (p.level != HISTORY).then_some(p.level), file: p.file, ingested: p.ingested }
     }
 }
 
@@ -106,7 +108,7 @@ impl ManifestEdit {
 pub struct ManifestView {
     /// The file.
     pub path: PathBuf,
-    /// Format of this program, which the file has if its header held.
+    /// Format of the file; zero if its header did not hold.
     pub format: u32,
     /// Its length in bytes.
     pub bytes: u64,
@@ -152,7 +154,7 @@ pub fn read_manifest(fs: &Arc<dyn Fs>, path: &Path, mut see: impl FnMut(Manifest
     let whole = bytes.len() as u64;
     Ok(ManifestView {
         path: path.to_owned(),
-        format: VERSION,
+        format: out.version,
         bytes: whole,
         edits,
         state: TreeState::from(&out.state),

@@ -21,8 +21,10 @@ use crate::table::TableFile;
 
 use super::version::HISTORY;
 
-/// Format version this program writes and the newest it reads.
-pub(crate) const VERSION: u32 = 3;
+/// Newest format version this program reads. It writes a manifest that names ingested tables.
+pub(crate) const VERSION: u32 = 4;
+/// Format version of a manifest without such tables: what programs before [`VERSION`] read as well.
+const VERSION_PLAIN: u32 = 3;
 pub(super) const FRAME_BYTES: usize = 32;
 const MAGIC: u64 = u64::from_le_bytes(*b"MSMANIF\x01");
 const EDIT_MAGIC: [u8; 4] = *b"MSed";
@@ -36,6 +38,7 @@ const TAG_FLUSHED: u8 = 3;
 const TAG_EPOCH: u8 = 4;
 const TAG_TIMELINE: u8 = 5;
 const TAG_FLOOR: u8 = 6;
+const TAG_ADD_INGESTED: u8 = 7;
 
 /// The first record of an epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +60,15 @@ pub(crate) enum Event {
 pub(crate) struct Placed {
     pub(crate) level: u8,
     pub(crate) file: TableFile,
+    /// Of an ingested table: the LSN that takes the place of the one its entries carry.
+    pub(crate) ingested: Option<Lsn>,
+}
+
+impl Placed {
+    /// A table of the tree's own making.
+    pub(crate) const fn own(level: u8, file: TableFile) -> Self {
+        Self { level, file, ingested: None }
+    }
 }
 
 /// Everything the manifest knows.
@@ -114,6 +126,11 @@ impl State {
         Ok(())
     }
 
+    /// The format version that a manifest of this state has at least.
+    pub(crate) fn version(&self) -> u32 {
+        if self.tables.iter().any(|t| t.ingested.is_some()) { VERSION } else { VERSION_PLAIN }
+    }
+
     /// The edit that builds this state from nothing.
     pub(crate) fn whole_edit(&self) -> Edit {
         let epochs = self.epochs.iter().map(|e| Event::Epoch(*e));
@@ -135,7 +152,14 @@ impl Edit {
             out.extend_from_slice(&id.to_le_bytes());
         }
         for t in &self.added {
-            out.extend_from_slice(&[TAG_ADD, t.level]);
+            match t.ingested {
+                None => out.push(TAG_ADD),
+                Some(lsn) => {
+                    out.push(TAG_ADD_INGESTED);
+                    put_varint(&mut out, lsn.0);
+                }
+            }
+            out.push(t.level);
             out.extend_from_slice(&t.file.id.to_le_bytes());
             put_varint(&mut out, t.file.bytes);
             out.extend_from_slice(&t.file.blake3);
@@ -171,7 +195,11 @@ impl Edit {
         while !c.is_empty() {
             match c.u8()? {
                 TAG_REMOVE => out.removed.push(c.u128()?),
-                TAG_ADD => out.added.push(decode_placed(&mut c)?),
+                TAG_ADD => out.added.push(decode_placed(&mut c, None)?),
+                TAG_ADD_INGESTED => {
+                    let lsn = Lsn(c.varint()?);
+                    out.added.push(decode_placed(&mut c, Some(lsn))?);
+                }
                 TAG_FLUSHED => {
                     let (epoch, lsn, ts) = (Epoch(c.varint()?), Lsn(c.varint()?), CommitTs(c.varint()?));
                     out.flushed = Some(Position { epoch, lsn, ts, chain: Chain(c.array()?) });
@@ -189,13 +217,13 @@ impl Edit {
     }
 }
 
-fn decode_placed(c: &mut Cursor<'_>) -> std::result::Result<Placed, Malformed> {
+fn decode_placed(c: &mut Cursor<'_>, ingested: Option<Lsn>) -> std::result::Result<Placed, Malformed> {
     let level = c.u8()?;
     if level > HISTORY {
         return Err(Malformed("level over bound"));
     }
     let file = TableFile { id: c.u128()?, bytes: c.varint()?, blake3: c.array()?, entries: c.varint()? };
-    Ok(Placed { level, file })
+    Ok(Placed { level, file, ingested })
 }
 
 fn chain_after(prev: Chain, hash: u128) -> Chain {
@@ -212,10 +240,10 @@ fn checksum(hash: u128, chain: Chain) -> u64 {
     xxh3_64(&input)
 }
 
-/// Appends the header of a manifest file.
-pub(crate) fn put_header(out: &mut Vec<u8>) {
+/// Appends the header of a manifest file of this format version.
+pub(crate) fn put_header(out: &mut Vec<u8>, version: u32) {
     let mut covered = MAGIC.to_le_bytes().to_vec();
-    covered.extend_from_slice(&VERSION.to_le_bytes());
+    covered.extend_from_slice(&version.to_le_bytes());
     covered.extend_from_slice(&[0; 4]);
     out.extend_from_slice(&covered);
     out.extend_from_slice(&xxh3_64(&covered).to_le_bytes());
@@ -256,6 +284,8 @@ fn take_edit<'a>(c: &mut Cursor<'a>) -> std::result::Result<(&'a [u8], u128, Cha
 /// A manifest file that was read.
 #[derive(Debug, Default)]
 pub(crate) struct Replayed {
+    /// Of the file, by its header.
+    pub(crate) version: u32,
     pub(crate) state: State,
     pub(crate) chain: Chain,
     /// Bytes that hold; what follows is a torn edit.
@@ -280,7 +310,7 @@ pub(super) fn replay_into(
     mut see: impl FnMut(u64, &Edit, &[u8]),
 ) -> Result<()> {
     let damaged = |at: usize, m: Malformed| Error::corruption(path, at as u64, None, m.0);
-    check_header(path, bytes)?;
+    out.version = check_header(path, bytes)?;
     let mut at = HEADER_BYTES;
     while let Some(rest) = bytes.get(at..).filter(|r| !r.is_empty() || out.len == 0) {
         let mut c = Cursor::new(rest);
@@ -293,6 +323,9 @@ pub(super) fn replay_into(
             return Err(damaged(at, Malformed("edit does not continue the manifest")));
         }
         let edit = Edit::decode(body).map_err(|m| damaged(at, m))?;
+        if out.version < VERSION && edit.added.iter().any(|t| t.ingested.is_some()) {
+            return Err(damaged(at, Malformed("an ingested table in a manifest of an older format")));
+        }
         out.state.apply(&edit).map_err(|m| damaged(at, m))?;
         see(at as u64, &edit, body);
         out.chain = chain;
@@ -305,7 +338,7 @@ pub(super) fn replay_into(
     Ok(())
 }
 
-fn check_header(path: &Path, bytes: &[u8]) -> Result<()> {
+fn check_header(path: &Path, bytes: &[u8]) -> Result<u32> {
     let fail = |m: Malformed| Error::corruption(path, 0, None, m.0);
     let mut c = Cursor::new(bytes);
     let covered = c.bytes(16).map_err(fail)?;
@@ -315,10 +348,10 @@ fn check_header(path: &Path, bytes: &[u8]) -> Result<()> {
     if magic != MAGIC || sum != xxh3_64(covered) {
         return Err(fail(Malformed("not a manifest, or its header is damaged")));
     }
-    if version != VERSION {
+    if !(VERSION_PLAIN..=VERSION).contains(&version) {
         return Err(Error::Format { path: path.to_owned(), found: version, known: VERSION });
     }
-    Ok(())
+    Ok(version)
 }
 
 /// Whether a whole edit stands anywhere behind the first byte of `rest`.

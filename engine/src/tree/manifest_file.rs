@@ -40,6 +40,7 @@ pub(crate) struct Manifest {
     dir: PathBuf,
     number: u64,
     file: Arc<dyn File>,
+    version: u32,
     len: u64,
     state_bytes: u64,
     chain: Chain,
@@ -73,8 +74,8 @@ impl Manifest {
         let torn = r.len < bytes.len() as u64;
         bytes.truncate(usize::try_from(r.len).unwrap_or(usize::MAX));
         let (fs, dir) = (Arc::clone(fs), dir.to_owned());
-        let (len, state_bytes, chain, state) = (r.len, r.state_bytes, r.chain, r.state);
-        Ok(Self { fs, dir, number, file, len, state_bytes, chain, state, unproven: Some(bytes), torn })
+        let (version, len, state_bytes, chain, state) = (r.version, r.len, r.state_bytes, r.chain, r.state);
+        Ok(Self { fs, dir, number, file, version, len, state_bytes, chain, state, unproven: Some(bytes), torn })
     }
 
     /// Makes what [`Manifest::open`] read durable: the last process may have ended before its sync, or
@@ -120,7 +121,8 @@ impl Manifest {
         stop.check()?;
         let mut state = self.state.clone();
         state.apply(edit)?;
-        if self.len > ROTATE_BYTES.max(4 * self.state_bytes) {
+        // A file whose version does not speak of ingested tables gets none.
+        if self.len > ROTATE_BYTES.max(4 * self.state_bytes) || self.version < state.version() {
             let old = self.dir.join(manifest_name(self.number));
             *self = write_file(&self.fs, &self.dir, self.number + 1, state, stop)?;
             // A file that stays is removed at the next open.
@@ -186,7 +188,7 @@ pub(super) fn read_current(fs: &Arc<dyn Fs>, dir: &Path) -> Result<u64> {
 /// The bytes of a fresh manifest file, and the chain at its end.
 pub(crate) fn state_bytes(state: &State) -> (Vec<u8>, Chain) {
     let mut bytes = Vec::new();
-    put_header(&mut bytes);
+    put_header(&mut bytes, state.version());
     let chain = put_edit(&mut bytes, Chain::default(), &state.whole_edit());
     (bytes, chain)
 }
@@ -217,9 +219,9 @@ fn write_file(fs: &Arc<dyn Fs>, dir: &Path, number: u64, state: State, stop: &St
     }
     // From here on nobody knows which manifest a crash would find: failing is final.
     fs.sync_dir(dir).map_err(|e| stop.fatal("sync", dir, &e))?;
-    let len = bytes.len() as u64;
+    let (version, len) = (state.version(), bytes.len() as u64);
     let (fs, dir) = (Arc::clone(fs), dir.to_owned());
-    Ok(Manifest { fs, dir, number, file, len, state_bytes: len, chain, state, unproven: None, torn: false })
+    Ok(Manifest { fs, dir, number, file, version, len, state_bytes: len, chain, state, unproven: None, torn: false })
 }
 
 /// Writes and syncs a new file in place of a leftover; a failed write leaves none.

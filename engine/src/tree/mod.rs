@@ -6,9 +6,10 @@
 //! the data directory. Never: the log, and never a record above the commit LSN: its caller hands
 //! over committed records only, so a flush never has to be undone \[I2\].
 //!
-//! Lock order: flushing or compacting → manifest → what is published; applier → what is published. What is damaged
+//! Lock order: flushing → compacting → manifest → what is published; applier → what is published. What is damaged
 //! comes last, and is held across no I/O.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -17,9 +18,10 @@ use arc_swap::Guard;
 use crate::batch::{Batch, Keyspace};
 use crate::env::Env;
 use crate::error::{Error, Result};
+use crate::fault::{Bug, planted};
 use crate::limits::Options;
 use crate::lsn::{CommitTs, Epoch, Lsn, Position};
-use crate::record::{Record, RecordError, TimelineStart};
+use crate::record::{Kind, Record, RecordError, TimelineStart};
 use crate::space::Space;
 use crate::table::cache::BlockCache;
 use crate::table::reader::Table;
@@ -32,6 +34,7 @@ mod damaged;
 #[cfg(feature = "sim")]
 mod decoders;
 mod flush;
+mod ingest;
 pub(crate) mod inspect;
 mod manifest;
 mod manifest_file;
@@ -65,6 +68,7 @@ pub use view::{Entry, Found, Scan, ScanEntry, View};
 
 use compaction::Compacting;
 use damage::Damage;
+use ingest::Arriving;
 use manifest::{EpochStart, Event, Placed, State};
 use manifest_file::Manifest;
 use memtable::{Change, Memtable, Spare};
@@ -72,7 +76,7 @@ use pressure::Pressure;
 use published::Published;
 use stats::Counters;
 use stop::Stop;
-use version::{HISTORY, Version};
+use version::{Frozen, HISTORY, Version};
 
 #[derive(Debug)]
 struct Applier {
@@ -186,9 +190,14 @@ impl Tree {
 
     /// Makes durable what was read, and removes what the manifest does not name.
     pub(crate) fn tidy(&self) -> Result<()> {
+        self.tidy_but(&BTreeSet::new())
+    }
+
+    /// [`Tree::tidy`] that leaves the tables in `kept`, which the log names.
+    pub(crate) fn tidy_but(&self, kept: &BTreeSet<u128>) -> Result<()> {
         let mut manifest = lock(&self.manifest);
         manifest.settle(&self.stop)?;
-        remove_unnamed(&self.env, &self.tables_dir, manifest.state())?;
+        remove_unnamed(&self.env, &self.tables_dir, manifest.state(), kept)?;
         repair::remove_leftovers(&*self.env.fs, &self.tables_dir)?;
         manifest.remove_others()
     }
@@ -233,6 +242,9 @@ impl Tree {
     /// `Stopped`. The tree is unchanged then.
     pub fn apply(&self, record: &Record<'_>) -> Result<()> {
         self.stop.check()?;
+        if record.header.kind == Kind::Ingest {
+            return self.apply_ingest_record(record);
+        }
         let mut applier = lock(&self.applier);
         let version = self.published.load();
         record.follows(&self.applied())?;
@@ -304,7 +316,7 @@ impl Tree {
 
     /// Bytes of the memtable that would be flushed next if the active one were frozen now.
     pub(crate) fn next_flush_bytes(&self) -> u64 {
-        self.published.with(|v| v.frozen.last().unwrap_or(&v.active).bytes()) as u64
+        self.published.with(|v| v.frozen.last().map_or(&v.active, |f| &f.memtable).bytes()) as u64
     }
 
     /// Freezes the active memtable if a scan had to pass over a long run of what it could not show there: its flush
@@ -323,13 +335,17 @@ impl Tree {
 
     /// The caller holds the applier's lock.
     fn freeze_active(&self) {
-        if self.version().active.end().is_none() {
-            return;
+        if self.version().active.end().is_some() {
+            self.freeze_under(Arc::default());
         }
+    }
+
+    /// Freezes the active memtable with these tables over it. The caller holds the applier's lock.
+    fn freeze_under(&self, over: Arc<Arriving>) {
         let next = Arc::new(Memtable::new(self.options.memtable_bytes, &self.spare));
         self.change_version(|version| {
-            let full = std::mem::replace(&mut version.active, next);
-            version.frozen.insert(0, full);
+            let memtable = std::mem::replace(&mut version.active, next);
+            version.frozen.insert(0, Frozen { memtable, over });
         });
     }
 
@@ -437,7 +453,8 @@ impl Tree {
     fn look_after_change(&self) {
         let version = self.version();
         // What readers hold of replaced versions is memory as well.
-        let pinned = version.all_tables().map(|t| t.pinned_bytes()).sum::<u64>() + self.held_memtable_bytes();
+        let tables = version.all_tables().chain(version.arriving());
+        let pinned = tables.map(|t| t.pinned_bytes()).sum::<u64>() + self.held_memtable_bytes();
         // At least two: what one leaves behind waits for the next.
         self.cache.set_capacity(self.options.cache_bytes(version.memtables().count().max(2), pinned));
         self.pressure.measure(&version, &self.options);
@@ -448,8 +465,9 @@ impl Tree {
     }
 
     /// Opens a table that is new, or whose file is: of the lowest level if `bottom`.
-    fn open_table(&self, id: u128, bottom: bool) -> Result<Arc<Table>> {
-        let table = Table::open(&self.env.fs, &self.table_path(id), &self.cache)?;
+    fn open_table(&self, placed: &Placed, bottom: bool) -> Result<Arc<Table>> {
+        let id = placed.file.id;
+        let table = Table::open(&self.env.fs, &self.table_path(id), &self.cache)?.standing_at(placed.ingested);
         let version = self.version();
         let pinned = version.all_tables().map(|t| t.pinned_bytes()).sum();
         let table = match version.all_tables().find(|t| t.id() == id) {
@@ -470,13 +488,14 @@ fn open_tables(
 ) -> Result<Version> {
     let deepest = state.tables.iter().map(|p| p.level).filter(|l| *l < HISTORY).max().unwrap_or_default();
     let (mut tables, mut pinned) = (Vec::new(), 0);
-    for Placed { level, file } in &state.tables {
+    for Placed { level, file, ingested } in &state.tables {
         let path = dir.join(table_name(file.id));
         let table = Table::open(&env.fs, &path, cache)?;
         if table.id() != file.id || table.bytes() != file.bytes {
             return Err(Error::corruption(&path, 0, None, "the file is not the table that the manifest names"));
         }
         let bottom = *level > 0 && *level == deepest;
+        let table = table.standing_at(*ingested);
         let table = if bottom && options.pins_enough(pinned) { table.without_filter() } else { table };
         pinned += table.pinned_bytes();
         tables.push((*level, Arc::new(table)));
@@ -486,9 +505,10 @@ fn open_tables(
     Ok(version)
 }
 
-fn remove_unnamed(env: &Env, dir: &Path, state: &State) -> Result<()> {
+fn remove_unnamed(env: &Env, dir: &Path, state: &State, kept: &BTreeSet<u128>) -> Result<()> {
     let names = env.fs.list(dir).map_err(|e| Error::io("list", dir, e))?;
-    let unnamed = |id: &u128| !state.tables.iter().any(|t: &Placed| t.file.id == *id);
+    let kept = |id: &u128| kept.contains(id) && !planted(Bug::TidyIngested);
+    let unnamed = |id: &u128| !kept(id) && !state.tables.iter().any(|t: &Placed| t.file.id == *id);
     for id in names.iter().filter_map(|n| parse_table_name(n)).filter(unnamed) {
         let path = dir.join(table_name(id));
         env.fs.remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;

@@ -41,9 +41,10 @@ impl Tree {
         }
         compacting.drop_job_with(id);
         put_in_place(&self.env.fs, &self.tables_dir, id, &copy, &self.stop)?;
-        let level = lock(&self.manifest).state().tables.iter().find(|p| p.file.id == id).map(|p| p.level);
-        let bottom = level.is_some_and(|l| l > 0 && usize::from(l) + 1 == super::version::LEVELS);
-        let table = self.open_table(id, bottom)?;
+        let placed = lock(&self.manifest).state().tables.iter().find(|p| p.file.id == id).copied();
+        let placed = placed.ok_or_else(|| unknown(&self.tables_dir, id))?;
+        let bottom = placed.level > 0 && usize::from(placed.level) + 1 == super::version::LEVELS;
+        let table = self.open_table(&placed, bottom)?;
         self.change_version(|version| version.replace_table(&table));
         self.damaged.forget(id);
         Ok(())

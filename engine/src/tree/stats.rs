@@ -68,6 +68,10 @@ pub struct TreeStats {
     pub memtable_bytes: u64,
     /// Frozen memtables that wait for their flush.
     pub frozen_memtables: u64,
+    /// Ingested tables that are read and wait for the flush that gives them a level.
+    pub arriving_tables: u64,
+    /// Tables ingested, those that recovery found in the log included.
+    pub ingested_tables: u64,
     /// Memtables flushed.
     pub flushes: u64,
     /// Bytes of the tables that flushes wrote.
@@ -138,6 +142,7 @@ pub(super) struct Counters {
     pub(super) flushed_bytes: AtomicU64,
     pub(super) compactions: AtomicU64,
     pub(super) moved: AtomicU64,
+    pub(super) ingested: AtomicU64,
     pub(super) forgotten: AtomicU64,
     pub(super) merged_bytes: AtomicU64,
     pub(super) compacted_bytes: AtomicU64,
@@ -206,6 +211,8 @@ impl Tree {
             held: self.held(),
             memtable_bytes: version.memtables().map(|m| m.bytes() as u64).sum(),
             frozen_memtables: version.frozen.len() as u64,
+            arriving_tables: version.arriving().count() as u64,
+            ingested_tables: count(&c.ingested),
             flushes: count(&c.flushes),
             flushed_bytes: count(&c.flushed_bytes),
             compactions: count(&c.compactions),
@@ -221,7 +228,7 @@ impl Tree {
             filter_spared: reads.filter_spared,
             filter_wrong: reads.filter_wrong,
             cache_bytes: self.cache.bytes(),
-            pinned_bytes: version.all_tables().map(|t| t.pinned_bytes()).sum(),
+            pinned_bytes: version.all_tables().chain(version.arriving()).map(|t| t.pinned_bytes()).sum(),
         }
     }
 }

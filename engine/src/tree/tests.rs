@@ -593,7 +593,7 @@ fn readers_see_whole_records_while_the_tree_works() {
         while rounds.load(Ordering::Acquire) != u32::MAX {
             let view = tree.view();
             let all: Vec<_> = scan(&view, b"", b"", false);
-            let lsns: std::collections::BTreeSet<Lsn> = all.iter().map(|(_, lsn, _)| *lsn).collect();
+            let lsns: BTreeSet<Lsn> = all.iter().map(|(_, lsn, _)| *lsn).collect();
             assert!(lsns.len() <= 1 && lsns.first().is_none_or(|l| *l == view.lsn()), "{lsns:?} at {}", view.lsn());
             assert!(all.is_empty() || all.len() == 10);
         }

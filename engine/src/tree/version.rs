@@ -13,6 +13,7 @@ use crate::table::filter::key_hash;
 use crate::table::reader::{Caching, Table};
 use crate::table::{Bounds, Hit, key_head};
 
+use super::ingest::Arriving;
 use super::memtable::{Memtable, MemtableCursor};
 use super::merge::{HistoryCursor, LevelCursor, Merge, Source};
 use super::range_index::RangeIndex;
@@ -24,11 +25,19 @@ pub(crate) const LAST_LEVEL: u8 = LEVELS as u8 - 1;
 /// Where a manifest places history tables.
 pub(crate) const HISTORY: u8 = LEVELS as u8;
 
+/// A memtable that takes no more records.
+#[derive(Clone, Debug)]
+pub(crate) struct Frozen {
+    pub(crate) memtable: Arc<Memtable>,
+    /// Tables that its last record brought in: above all of its entries. Its flush gives them a level.
+    pub(crate) over: Arc<Arriving>,
+}
+
 #[derive(Clone, Debug)]
 pub(crate) struct Version {
     pub(crate) active: Arc<Memtable>,
     /// Newest first.
-    pub(crate) frozen: Vec<Arc<Memtable>>,
+    pub(crate) frozen: Vec<Frozen>,
     /// `levels[0]`: newest first. Others: sorted by key, not overlapping; tables without entries in front.
     /// Shared with the scans that walk them and with the versions that did not change them.
     pub(crate) levels: [Arc<Vec<Arc<Table>>>; LEVELS],
@@ -60,7 +69,12 @@ impl Version {
     }
 
     pub(crate) fn memtables(&self) -> impl Iterator<Item = &Arc<Memtable>> {
-        std::iter::once(&self.active).chain(&self.frozen)
+        std::iter::once(&self.active).chain(self.frozen.iter().map(|f| &f.memtable))
+    }
+
+    /// Tables that are visible and wait for their level.
+    pub(crate) fn arriving(&self) -> impl Iterator<Item = &Arc<Table>> {
+        self.frozen.iter().flat_map(|f| f.over.tables.iter())
     }
 
     /// All but history tables.
@@ -155,8 +169,17 @@ impl Version {
     /// Parts are asked from new to old: each holds only LSNs below those of the part before, for
     /// one key, so the first version found is the newest.
     fn find(&self, key: &[u8], hash: u64, lsn: Lsn) -> Result<Option<Hit>> {
-        if let Some(found) = self.memtables().find_map(|m| m.get(key, hash, lsn)) {
+        if let Some(found) = self.active.get(key, hash, lsn) {
             return Ok(Some(found));
+        }
+        for frozen in &self.frozen {
+            let found = match find_in(&frozen.over.tables, key, hash, lsn)? {
+                None => frozen.memtable.get(key, hash, lsn),
+                found => found,
+            };
+            if found.is_some() {
+                return Ok(found);
+            }
         }
         let ([level0, sorted @ ..], [_, ends @ ..]) = (&self.levels, &self.ends);
         for table in level0.iter() {
@@ -170,8 +193,7 @@ impl Version {
             let ties = ends.get(tied..).map_or(0, |e| e.iter().take_while(|e| **e == head).count());
             let ties = level.get(tied..tied + ties).unwrap_or_default();
             let at = tied + ties.partition_point(|t| t.properties().max_key.as_slice() < key);
-            let table = level.get(at).filter(|t| t.properties().min_key.as_slice() <= key);
-            if let Some(found) = table.map_or(Ok(None), |t| t.get(key, hash, lsn))? {
+            if let Some(found) = find_at(level, at, key, hash, lsn)? {
                 return Ok(Some(found));
             }
         }
@@ -189,7 +211,8 @@ impl Version {
         let cursor = |t: &Arc<Table>| TableCursor::new(Arc::clone(t), Arc::clone(&bounds), reverse, Caching::Keep);
         let [level0, sorted @ ..] = &self.levels;
         sources.extend(level0.iter().map(|t| Source::Table(cursor(t))));
-        for level in sorted.iter().filter(|l| !l.is_empty()) {
+        let over = self.frozen.iter().map(|f| &f.over.tables);
+        for level in over.chain(sorted).filter(|l| !l.is_empty()) {
             let level = LevelCursor::new(level, Arc::clone(&bounds), reverse, Caching::Keep);
             sources.push(Source::Level(level));
         }
@@ -227,6 +250,20 @@ impl Version {
         }
         Ok(best)
     }
+}
+
+/// Looks a key up in tables that are sorted and do not overlap.
+fn find_in(tables: &[Arc<Table>], key: &[u8], hash: u64, lsn: Lsn) -> Result<Option<Hit>> {
+    if tables.is_empty() {
+        return Ok(None);
+    }
+    let at = tables.partition_point(|t| t.properties().max_key.as_slice() < key);
+    find_at(tables, at, key, hash, lsn)
+}
+
+fn find_at(tables: &[Arc<Table>], at: usize, key: &[u8], hash: u64, lsn: Lsn) -> Result<Option<Hit>> {
+    let table = tables.get(at).filter(|t| t.properties().min_key.as_slice() <= key);
+    table.map_or(Ok(None), |t| t.get(key, hash, lsn))
 }
 
 /// Tables without entries, which have no key, come first and are never chosen by one.

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use mainstay_engine::bulk::Place;
 use mainstay_engine::fs::sim::FaultKind;
 use mainstay_engine::rng::{Rng, SeededRng};
 use mainstay_engine::store::{Durability, Identity, Store};
@@ -22,6 +23,8 @@ fn trace(seed: u64) -> Vec<Act> {
             (18, _) => Act::Cut((i % 3) as u8),
             (3, _) => Act::Write(Durability::Synced, vec![(byte(), word())], None),
             (7, _) => Act::Write(Durability::Written, vec![(byte(), word())], None),
+            (10, _) => Act::Ingest(vec![(byte(), word()), (byte(), word())], Place::Link),
+            (21, _) => Act::Ingest(vec![(byte(), word())], Place::Copy),
             (15, _) => Act::Write(Durability::Buffered, vec![(byte(), word())], None),
             (11, _) => Act::Submit(Durability::Synced, vec![(byte(), word())], None),
             (20, _) => Act::Submit(Durability::Buffered, vec![(byte(), word())], None),

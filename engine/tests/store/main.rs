@@ -13,6 +13,8 @@ mod embedded;
 mod exhaustive;
 mod faults;
 mod full_disk;
+mod ingest;
+mod ingest_faults;
 mod log_life;
 mod manifest_end;
 mod model;

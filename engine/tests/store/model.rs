@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use mainstay_engine::Lsn;
+use mainstay_engine::bulk::Place;
 use mainstay_engine::store::Durability;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
@@ -55,6 +56,7 @@ pub(crate) fn act() -> impl Strategy<Value = Act> {
     prop_oneof![
         6 => pairs().prop_map(Act::Put),
         6 => write(),
+        2 => (pairs(), prop_oneof![Just(Place::Link), Just(Place::Copy)]).prop_map(|(p, place)| Act::Ingest(p, place)),
         2 => (pairs(), condition()).prop_map(|(p, c)| Act::PutIf(p, c)),
         3 => any::<u8>().prop_map(Act::Delete),
         1 => (any::<u8>(), any::<u8>()).prop_map(|(a, b)| Act::DeleteRange(a, b)),
@@ -164,7 +166,7 @@ impl StateMachineTest for OnDisk {
 }
 
 /// All that the traces must have come to, whatever the dice say.
-const REACHED: [&str; 51] = [
+const REACHED: [&str; 52] = [
     "put",
     "delete",
     "delete range",
@@ -183,6 +185,7 @@ const REACHED: [&str; 51] = [
     "submit written",
     "submit buffered",
     "put if",
+    "ingest",
     "step",
     "pass",
     "get",

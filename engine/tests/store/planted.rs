@@ -3,6 +3,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use mainstay_engine::bulk::Place;
 use mainstay_engine::fault::{Bug, plant};
 use mainstay_engine::rng::{Rng, SeededRng};
 
@@ -22,7 +23,7 @@ fn trace(seed: u64) {
     let rng = SeededRng::new(seed);
     let mut world = World::new(seed);
     for _ in 0..120 {
-        let act = match rng.below(16) {
+        let act = match rng.below(17) {
             0..=6 => Act::Put((0..6).map(|_| (rng.next_u64() as u8, rng.next_u64() as u16)).collect()),
             7 => Act::Delete(rng.next_u64() as u8),
             8 | 9 => Act::Sync,
@@ -31,6 +32,7 @@ fn trace(seed: u64) {
             12 => Act::Freeze,
             13 => Act::Maintain,
             14 => Act::Cut(rng.below(5) as u8),
+            15 => Act::Ingest((0..4).map(|_| (rng.next_u64() as u8, rng.next_u64() as u16)).collect(), Place::Link),
             _ => {
                 world.store = None;
                 world.fs.crash();
@@ -63,6 +65,16 @@ fn leaving_out_the_directory_sync_is_noticed() {
 #[test]
 fn cutting_below_the_commit_lsn_is_noticed() {
     assert!(noticed(Bug::CutBelowCommit), "[I8]");
+}
+
+#[test]
+fn reading_ingested_tables_at_another_lsn_than_their_records_is_noticed() {
+    assert!(noticed(Bug::ForgetIngestLsn));
+}
+
+#[test]
+fn removing_the_tables_of_an_ingest_that_only_the_log_names_is_noticed() {
+    assert!(noticed(Bug::TidyIngested), "[I3]");
 }
 
 #[test]

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use mainstay_engine::batch::{Batch, Keyspace};
+use mainstay_engine::bulk::{Place, TableWriter};
 use mainstay_engine::clock::SimClock;
 use mainstay_engine::exec::Progress;
 use mainstay_engine::fault::{Bug, plant};
@@ -20,6 +21,7 @@ use mainstay_engine::fs::{File, Fs, LockGuard, OpenMode};
 use mainstay_engine::inspect::{self, Known, LogFile, RecordFile, SegmentReader, TableView};
 use mainstay_engine::rng::{Rng, SeededRng};
 use mainstay_engine::store::{Durability, Identity, Store};
+use mainstay_engine::value::Value;
 use mainstay_engine::{ClusterId, CommitTs, Env, Error, Lsn, Options, TimelineId};
 
 use super::reads::read;
@@ -28,6 +30,7 @@ use super::world::State;
 const SEED: u64 = 20_260;
 const DATA: &str = "/data";
 const CHECKPOINT: &str = "/checkpoint";
+const READY: &str = "/ready";
 const IDENTITY: Identity = Identity { cluster: ClusterId(7), timeline: TimelineId(9) };
 /// Bytes at the beginning of a segment, of which the header takes [`HEADER`].
 const FRAMES_AT: u64 = 4096;
@@ -168,7 +171,7 @@ fn put(store: &Store, range: Range<u64>) {
 /// that I/O of its cut; else it is closed.
 fn make(crash_in_cut: Option<u64>) -> Made {
     let disk = SimFs::new(SEED);
-    disk.prepare_dir(Path::new(DATA)).unwrap();
+    [DATA, READY].iter().for_each(|d| disk.prepare_dir(Path::new(d)).unwrap());
     let (env, _) = Env::sim(Arc::clone(&disk), SimClock::new(CommitTs(1_000_000)), SEED);
     let recording = Arc::new(Recording { disk: Arc::clone(&disk), names: Mutex::default() });
     let env = Env { fs: Arc::clone(&recording) as Arc<dyn Fs>, ..env };
@@ -190,6 +193,19 @@ fn make(crash_in_cut: Option<u64>) -> Made {
     settle();
     store.checkpoint(Path::new(CHECKPOINT)).unwrap();
     put(&store, 170..180);
+    // One ingest has its level by the end, of the other only the log speaks where the process ends in the cut.
+    for (from, place) in [(0, Place::Link), (40, Place::Copy)] {
+        // Written by others: where they stand is not the engine's.
+        let others = Env { fs: Arc::clone(&disk) as Arc<dyn Fs>, ..env.clone() };
+        let mut writer = TableWriter::new(others, Path::new(READY), &options());
+        for n in from..from + 60 {
+            writer.put(Keyspace::USER, format!("ready-{n:03}").as_bytes(), &Value::plain(&[n; 40])).unwrap();
+        }
+        let tables: Vec<PathBuf> = writer.finish().unwrap().into_iter().map(|t| t.path).collect();
+        store.ingest(&tables, place).unwrap();
+        // A link's other name would be a way around the checks.
+        tables.iter().for_each(|t| disk.remove_file(t).unwrap());
+    }
     let state = read(&store.view()).unwrap();
     let committed = store.committed().get();
     for n in 0..3u8 {

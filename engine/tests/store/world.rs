@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mainstay_engine::batch::{Batch, Condition, Expect, Keyspace, Op, ops};
+use mainstay_engine::bulk::{Place, TableWriter};
 use mainstay_engine::clock::SimClock;
 use mainstay_engine::env::SimFatal;
 use mainstay_engine::exec::Progress;
@@ -18,6 +19,8 @@ use mainstay_engine::{ClusterId, CommitTs, Env, Error, Lsn, Options, Result, Tim
 use crate::reads::{Held, Read, read};
 
 pub(crate) const DIR: &str = "/data";
+/// Where tables to be ingested are written.
+const READY: &str = "/ready";
 
 /// Keys with version and value as a reader sees them.
 pub(crate) type State = BTreeMap<Vec<u8>, (Lsn, Vec<u8>)>;
@@ -56,6 +59,8 @@ pub(crate) enum Act {
     Submit(Durability, Vec<(u8, u16)>, Option<If>),
     /// An append under a condition, which is judged with everything appended before it.
     PutIf(Vec<(u8, u16)>, If),
+    /// Ready tables, made of these puts and copied or linked: one record that commits itself, and everything before it.
+    Ingest(Vec<(u8, u16)>, Place),
     /// One bounded piece of maintenance.
     Step,
     /// So many microseconds pass.
@@ -84,6 +89,7 @@ impl Act {
             Act::Submit(Durability::Written, ..) => "submit written",
             Act::Submit(Durability::Buffered, ..) => "submit buffered",
             Act::PutIf(..) => "put if",
+            Act::Ingest(..) => "ingest",
             Act::Step => "step",
             Act::Pass(_) => "pass",
             Act::Read(Read::Get(_)) => "get",
@@ -154,6 +160,7 @@ impl World {
     pub(crate) fn without_store(seed: u64) -> Self {
         let fs = SimFs::new(seed);
         fs.prepare_dir(Path::new(DIR)).unwrap();
+        fs.prepare_dir(Path::new(READY)).unwrap();
         let clock = SimClock::new(CommitTs(1_000_000));
         let (env, fatal) = Env::sim(Arc::clone(&fs), Arc::<SimClock>::clone(&clock), seed);
         Self {
@@ -287,6 +294,36 @@ impl World {
         Ok(())
     }
 
+    fn ingest(&mut self, pairs: &[(u8, u16)], place: Place) -> Result<()> {
+        let pairs: BTreeMap<Vec<u8>, (u8, u16)> = pairs.iter().map(|(k, v)| (key(*k), (*k, *v))).collect();
+        let (mut batch, mut tables) = (Batch::new(), Vec::new());
+        // A table of its own for each, so that several keys are several tables.
+        for (key, (k, v)) in pairs {
+            let expiry = (v % 5 == 0).then(|| CommitTs(self.newest_ts.0 + u64::from(v % 50)));
+            let data = value(k, v);
+            let value = Value { expiry, metadata: &[], data: &data };
+            batch.put_with(Keyspace::USER, &key, &value)?;
+            let mut writer = TableWriter::new(self.env.clone(), Path::new(READY), &self.options);
+            writer.put(Keyspace::USER, &key, &value)?;
+            // No store depends on the table yet: a sync that finds no room is a full disk like any other.
+            let ready = writer.finish().map_err(|e| match e {
+                Error::Io { action, path, source } => Error::io(action, &path, source),
+                e => e,
+            });
+            tables.extend(ready?.into_iter().map(|t| t.path));
+        }
+        let done = self.store().ingest(&tables, place);
+        self.committed = self.committed.max(self.store().committed().get().0 as usize);
+        if self.store().log().last().lsn.0 as usize > self.records.len() {
+            self.note(&batch);
+        }
+        done?;
+        let all = self.records.len();
+        (self.committed, self.written, self.durable) = (all, all, all);
+        assert_eq!(self.store().view().lsn(), Lsn(all as u64), "visible on return");
+        Ok(())
+    }
+
     pub(crate) fn act(&mut self, act: &Act) -> Result<()> {
         self.count(act.name());
         let mut batch = Batch::new();
@@ -339,6 +376,7 @@ impl World {
                 let (batch, epoch) = (Self::puts(pairs)?, self.store().log().last().epoch);
                 self.under(Some(*condition), &batch, |s, c| s.append(epoch, &batch, c).map(drop))?;
             }
+            Act::Ingest(pairs, place) => self.ingest(pairs, *place)?,
             Act::Step => drop(self.store().maintain_step()?),
             Act::Pass(us) => self.clock.advance(Duration::from_micros(u64::from(*us))),
             Act::Read(read) => self.read(read)?,
@@ -422,7 +460,7 @@ impl World {
     /// As [`World::reopen`], when at least so many records must have survived.
     pub(crate) fn reopen_with(&mut self, kept: usize) {
         (self.store, self.held) = (None, Held::default());
-        let store = match Store::open(self.env.clone(), Path::new(DIR), &self.options) {
+        let store = match Store::open_embedded(self.env.clone(), Path::new(DIR), &self.options) {
             Ok(store) => store,
             Err(e) => panic!("the store does not open: {e}"),
         };
@@ -437,8 +475,6 @@ impl World {
         }
         self.records.truncate(last);
         (self.durable, self.written, self.committed) = (last, last, last);
-        store.set_committed(Lsn(last as u64));
-        store.apply_committed().unwrap();
         self.store = Some(store);
         assert_eq!(self.store().view().lsn(), Lsn(last as u64));
         self.check_visible();

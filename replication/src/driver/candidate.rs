@@ -61,7 +61,7 @@ fn is_fresh(store: &Store) -> Result<bool> {
         for record in chunk.records() {
             match record?.header.kind {
                 Kind::TimelineStart => fresh = true,
-                Kind::Batch | Kind::EpochStart => fresh = false,
+                Kind::Batch | Kind::EpochStart | Kind::Ingest => fresh = false,
             }
         }
     }

@@ -166,7 +166,7 @@ mod tests {
             (grpc, detail.code.as_str(), detail.class.as_str()),
             (Grpc::Unknown, "INDETERMINATE", "indeterminate")
         );
-        let (grpc, detail) = wire(Error::Overloaded { outstanding: 16_384 });
+        let (grpc, detail) = wire(Error::Overloaded { outstanding: 16_384, bytes: 1 });
         assert_eq!(
             (grpc, detail.code.as_str(), detail.class.as_str()),
             (Grpc::ResourceExhausted, "OVERLOADED", "not_executed")
@@ -180,7 +180,7 @@ mod tests {
         let io = || std::io::Error::other("disk");
         let all = [
             Error::Indeterminate { lsn: Lsn(7), why: String::new() },
-            Error::Overloaded { outstanding: 1 },
+            Error::Overloaded { outstanding: 1, bytes: 1 },
             Error::DiskFull { path: "x".into(), kept_back: None },
             Error::Stopped(String::new()),
             Error::io("write", std::path::Path::new("x"), io()),

@@ -101,6 +101,8 @@ async fn follow(
 }
 
 fn change(record: &Record<'_>, prefix: &[u8]) -> Result<Option<Change>, Failure> {
+    // Its changes are in tables, and a node has none such: never passed over in silence.
+    mainstay_engine::ingest::refuse(record)?;
     if record.header.kind != Kind::Batch {
         return Ok(None);
     }
@@ -124,4 +126,25 @@ fn change(record: &Record<'_>, prefix: &[u8]) -> Result<Option<Change>, Failure>
     }
     let h = record.header;
     Ok((!operations.is_empty()).then_some(Change { lsn: h.lsn, epoch: h.epoch, ts: h.ts, operations }))
+}
+
+#[cfg(test)]
+mod tests {
+    use mainstay_engine::record::{Header, encode};
+    use mainstay_engine::{Chain, CommitTs, Epoch};
+
+    use super::*;
+
+    #[test]
+    fn an_ingest_is_refused_and_other_records_without_keys_are_passed_over() {
+        let of = |kind| {
+            let header = Header { kind, epoch: Epoch(1), lsn: Lsn(6), ts: CommitTs(1), session: 0, sequence: 0 };
+            let mut bytes = Vec::new();
+            encode(&mut bytes, Chain::default(), &header, |_| ());
+            let record = Record::decode(&bytes).unwrap();
+            change(&record, b"").map(|c| c.is_some()).map_err(|e| e.to_string())
+        };
+        assert_eq!(of(Kind::EpochStart), Ok(false));
+        assert!(of(Kind::Ingest).unwrap_err().contains("the record at LSN 6 takes in tables"));
+    }
 }

@@ -108,14 +108,14 @@ impl Outputs {
     fn end_main(&mut self, ranges: &[RangeDelete], times: &Times) -> Result<()> {
         let Some(builder) = self.main.take() else { return Ok(()) };
         let file = builder.finish(ranges, times, self.max_ts).map_err(|e| self.build_error(e))?;
-        self.done.push(Placed { level: self.level, file });
+        self.done.push(Placed::own(self.level, file));
         Ok(())
     }
 
     fn end_history(&mut self, times: &Times) -> Result<()> {
         let Some(builder) = self.history.take() else { return Ok(()) };
         let file = builder.finish(&[], times, self.max_ts).map_err(|e| self.build_error(e))?;
-        self.done.push(Placed { level: HISTORY, file });
+        self.done.push(Placed::own(HISTORY, file));
         Ok(())
     }
 
@@ -146,6 +146,11 @@ impl Outputs {
     /// All tables are ended: makes them durable by name.
     pub(crate) fn sync(&self) -> Result<()> {
         self.env.fs.sync_dir(&self.dir).map_err(|e| self.stop.fatal("sync", &self.dir, &e))
+    }
+
+    /// The level of the main tables.
+    pub(crate) const fn level(&self) -> u8 {
+        self.level
     }
 
     /// The finished tables.

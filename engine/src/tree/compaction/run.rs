@@ -38,6 +38,11 @@ impl Compacting {
             self.job = None;
         }
     }
+
+    /// The level that the running merge writes to.
+    pub(in crate::tree) fn merging_into(&self) -> Option<u8> {
+        self.job.as_ref().map(|j| j.outputs.level())
+    }
 }
 
 impl Tree {
@@ -178,9 +183,9 @@ impl Tree {
             }
             Plan::Move(id, level) => {
                 let Some(table) = found(id) else { return Ok(()) };
-                let file = lock(&self.manifest).state().tables.iter().find(|p| p.file.id == id).map(|p| p.file);
-                let Some(file) = file else { return Ok(()) };
-                let added = vec![Placed { level, file }];
+                let placed = lock(&self.manifest).state().tables.iter().find(|p| p.file.id == id).copied();
+                let Some(placed) = placed else { return Ok(()) };
+                let added = vec![Placed { level, ..placed }];
                 let edit = Edit { removed: vec![id], added, ..Edit::default() };
                 self.install(&edit, &[(level, table)])?;
                 self.counters.moved.fetch_add(1, Ordering::Relaxed);
@@ -209,7 +214,7 @@ impl Tree {
         }
         let tables = job.outputs.done().iter().map(|p| {
             let bottom = p.level == LAST_LEVEL;
-            self.open_table(p.file.id, bottom).map(|t| (p.level, t))
+            self.open_table(p, bottom).map(|t| (p.level, t))
         });
         let tables = tables.collect::<Result<Vec<_>>>()?;
         let edit = Edit {

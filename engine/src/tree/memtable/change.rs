@@ -39,7 +39,7 @@ pub(super) enum Work<'a> {
 impl<'a> Change<'a> {
     pub(crate) fn of(record: &Record<'a>) -> Result<Self, Malformed> {
         let h = &record.header;
-        let mut out = Self { work: Work::Nothing, bytes: 0, event: None };
+        let mut out = Self::nothing();
         match h.kind {
             Kind::Batch => {
                 let (mut ranges, mut last) = (false, None);
@@ -51,8 +51,15 @@ impl<'a> Change<'a> {
             }
             Kind::EpochStart => out.event = Some(Event::Epoch(EpochStart { epoch: h.epoch, lsn: h.lsn, ts: h.ts })),
             Kind::TimelineStart => out.event = Some(Event::Timeline(TimelineStart::decode(record.body)?)),
+            // What it brings is in tables: see `tree::ingest`.
+            Kind::Ingest => {}
         }
         Ok(out)
+    }
+
+    /// A record that does nothing to keys in a memtable: its LSN and commit time are noted.
+    pub(crate) const fn nothing() -> Self {
+        Self { work: Work::Nothing, bytes: 0, event: None }
     }
 
     /// What a batch does, before or without being a record's body.

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
-use mainstay_engine::batch::{Op, ops};
+use mainstay_engine::batch::{Keyspace, Op, ops};
 use mainstay_engine::fs::Fs;
+use mainstay_engine::ingest::{Ingest, IngestedTable};
 use mainstay_engine::inspect::{self, CutTailFile, Known, LogCheck, LogFile, RecordFile, SegmentReader, SegmentState};
 use mainstay_engine::record::{Kind, Record};
 use mainstay_engine::value::Value;
@@ -188,6 +189,32 @@ struct RecordLine<'a> {
     file: String,
     offset: u64,
     ops: Vec<OpLine<'a>>,
+    /// Of an ingest: what it takes in.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tables: Vec<TableLine<'a>>,
+}
+
+#[derive(Serialize)]
+struct TableLine<'a> {
+    id: String,
+    bytes: u64,
+    entries: u64,
+    keyspace: String,
+    first_key: Text<'a>,
+    last_keyspace: String,
+    last_key: Text<'a>,
+}
+
+impl<'a> From<&'a IngestedTable> for TableLine<'a> {
+    fn from(t: &'a IngestedTable) -> Self {
+        let split = |key: &'a [u8]| {
+            let (space, key) = key.split_first().unwrap_or((&0, &[]));
+            (keyspace(Keyspace(*space)), Text(key))
+        };
+        let ((keyspace, first_key), (last_keyspace, last_key)) = (split(&t.first_key), split(&t.last_key));
+        let (id, bytes, entries) = (format!("{:032x}", t.file.id), t.file.bytes, t.file.entries);
+        Self { id, bytes, entries, keyspace, first_key, last_keyspace, last_key }
+    }
 }
 
 #[derive(Serialize)]
@@ -243,7 +270,9 @@ impl<W: Write> Lines<W> {
             Kind::Batch => "batch",
             Kind::EpochStart => "epoch start",
             Kind::TimelineStart => "timeline start",
+            Kind::Ingest => "ingest",
         };
+        let ingest = if h.kind == Kind::Ingest { Ingest::decode(r.body)?.tables } else { Vec::new() };
         let body = if h.kind == Kind::Batch { r.body } else { &[] };
         let all = ops(body).map(|o| o.map(op)).collect::<Result<Vec<_>, _>>()?;
         let line = RecordLine {
@@ -260,6 +289,7 @@ impl<W: Write> Lines<W> {
             file: name(file),
             offset,
             ops: all,
+            tables: ingest.iter().map(TableLine::from).collect(),
         };
         match self.format {
             Format::Json => json_line(&mut self.out, &line),
@@ -283,6 +313,11 @@ impl<W: Write> Lines<W> {
             let expiry = o.expiry_us.map(|t| format!("  expires {}", time::utc(t))).unwrap_or_default();
             let (op, space, key, end) = (o.op, &o.keyspace, escaped(o.key.0), end.unwrap_or_default());
             writeln!(self.out, "    {op}  {space}  {key}{end}{value}{expiry}")?;
+        }
+        for t in &l.tables {
+            let (first, last) = (escaped(t.first_key.0), escaped(t.last_key.0));
+            let keys = format!("{}  {first} to {}  {last}", t.keyspace, t.last_keyspace);
+            writeln!(self.out, "    table {}  {}  {} keys  {keys}", t.id, output::bytes(t.bytes), t.entries)?;
         }
         Ok(())
     }

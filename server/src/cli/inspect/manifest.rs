@@ -105,12 +105,16 @@ struct Table {
     bytes: u64,
     entries: u64,
     blake3: String,
+    /// Of an ingested table: the version of all its keys, whatever its file says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ingested_lsn: Option<u64>,
 }
 
 impl From<&PlacedTable> for Table {
     fn from(t: &PlacedTable) -> Self {
         let blake3 = t.file.blake3.iter().map(|b| format!("{b:02x}")).collect();
-        Self { level: t.level, id: id(t.file.id), bytes: t.file.bytes, entries: t.file.entries, blake3 }
+        let (bytes, entries, ingested_lsn) = (t.file.bytes, t.file.entries, t.ingested.map(|l| l.0));
+        Self { level: t.level, id: id(t.file.id), bytes, entries, blake3, ingested_lsn }
     }
 }
 
@@ -192,6 +196,9 @@ fn text(s: &State) -> String {
     }
     let mut tables: Vec<&Table> = s.tables.iter().collect();
     tables.sort_by_key(|t| t.level.unwrap_or(u8::MAX));
+    for t in tables.iter().filter(|t| t.ingested_lsn.is_some()) {
+        out.push_str(&format!("\ntable {} was ingested at LSN {}", t.id, t.ingested_lsn.unwrap_or_default()));
+    }
     let row = |t: &&Table| vec![level(t.level), t.id.clone(), output::bytes(t.bytes), t.entries.to_string()];
     out.push_str(&format!("\n\n{}", output::table(&["level", "table", "size", "entries"], tables.iter().map(row))));
     out
@@ -228,7 +235,9 @@ fn edit(out: &mut impl Write, format: Format, e: &ManifestEdit) -> anyhow::Resul
         writeln!(out, "    remove {t}")?;
     }
     for t in &edit.added {
-        writeln!(out, "    add {} level {}, {}, {} entries", t.id, level(t.level), output::bytes(t.bytes), t.entries)?;
+        let at = t.ingested_lsn.map(|l| format!(", ingested at LSN {l}")).unwrap_or_default();
+        let (level, bytes) = (level(t.level), output::bytes(t.bytes));
+        writeln!(out, "    add {} level {level}, {bytes}, {} entries{at}", t.id, t.entries)?;
     }
     if let Some(f) = &edit.flushed {
         writeln!(out, "    flushed: epoch {}, LSN {} ({})", f.epoch, f.lsn, f.commit_time)?;

@@ -379,7 +379,7 @@ fn verify(format: Format, fs: &Arc<dyn Fs>, at: &Place) -> anyhow::Result<Exit> 
     };
     let mut notes = Vec::new();
     if check.unnamed > 0 {
-        notes.push(format!("{} table files that the manifest does not name; a start removes them", check.unnamed));
+        notes.push(format!("{} table files that the manifest does not name; a start removes them, but for those that an ingest in the log names", check.unnamed));
     }
     let summary = format!("{}: {} tables, {} read", path.display(), check.tables, output::bytes(check.bytes));
     let checked = Checked { tables: check.tables, bytes: check.bytes, unnamed: check.unnamed };

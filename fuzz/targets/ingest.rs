@@ -1,0 +1,5 @@
+//! Fuzz target of the decoder `ingest`.
+
+#![no_main]
+
+mainstay_fuzz::target!("ingest");
