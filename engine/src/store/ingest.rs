@@ -78,7 +78,8 @@ impl Store {
             let what = format!("asked to ingest {} tables; give 1 to {INGEST_TABLES_MAX} at once", tables.len());
             return Err(refused(&self.dir, what));
         }
-        self.check_room()?;
+        // As a write does: a flush that was refused for want of room is tried again.
+        self.make_room()?;
         let mut guests = Guests { store: self, ids: Vec::new() };
         let checked = self.place_tables(tables, place, &mut guests)?;
         let named =
