@@ -17,6 +17,11 @@ const LEVEL0_MAX: usize = 16;
 const DELETES_PART: u64 = 2;
 /// So many small history tables become one.
 const HISTORY_TABLES: usize = 16;
+/// So many are merged before anything else: under steady writes, when a level is always due, they would not be at all,
+/// and each is an open file.
+const HISTORY_TABLES_MOST: usize = 64;
+/// Such a merge ends soon, for the levels wait: no more than about so many bytes at once.
+const HISTORY_STEP_BYTES: u64 = 128 << 20;
 /// A history table below this size counts as small, in bytes.
 const HISTORY_SMALL_BYTES: u64 = 16 << 20;
 /// One in so many entries of a table at the bottom must be of no use for it to be written anew.
@@ -77,13 +82,14 @@ pub(super) fn choose(shape: &Shape, rules: &Rules) -> Option<Plan> {
     let sizes = shape.sizes();
     let targets = Targets::of(&sizes, rules.base_bytes);
     choose_forgotten(shape, rules)
+        .or_else(|| history(shape, rules, HISTORY_TABLES_MOST).filter(|p| rules.has_room(shape, p)))
         .or_else(|| {
             let mut due = scores(shape, rules, &targets);
             due.sort_by(|a, b| b.0.total_cmp(&a.0));
             due.into_iter().find_map(|(_, level)| go_down(shape, rules, &targets, level))
         })
         .or_else(|| deletes(shape, rules, &targets).filter(|p| rules.has_room(shape, p)))
-        .or_else(|| history(shape, rules).filter(|p| rules.has_room(shape, p)))
+        .or_else(|| history(shape, rules, HISTORY_TABLES).filter(|p| rules.has_room(shape, p)))
         .or_else(|| reclaim(shape, rules).filter(|p| rules.has_room(shape, p)))
         .or_else(|| settle(shape, rules, &targets))
 }
@@ -229,10 +235,23 @@ fn deletes(shape: &Shape, rules: &Rules, targets: &Targets) -> Option<Plan> {
     })
 }
 
-fn history(shape: &Shape, rules: &Rules) -> Option<Plan> {
-    let small = shape.history.iter().filter(|t| t.bytes < HISTORY_SMALL_BYTES && !rules.avoids(t));
-    let ids: Vec<u128> = small.map(|t| t.id).collect();
-    (ids.len() >= HISTORY_TABLES).then_some(Plan::MergeHistory(ids))
+/// Small history tables, if there are at least so many. Those that hold nothing but commit times are left alone: they
+/// would come out as many as they went in.
+fn history(shape: &Shape, rules: &Rules, at_least: usize) -> Option<Plan> {
+    let is_small = |t: &&Candidate| t.entries > 0 && t.bytes < HISTORY_SMALL_BYTES && !rules.avoids(t);
+    let small: Vec<&Candidate> = shape.history.iter().filter(is_small).collect();
+    if small.len() < at_least {
+        return None;
+    }
+    let (mut ids, mut bytes) = (Vec::new(), 0);
+    for t in small {
+        if bytes >= HISTORY_STEP_BYTES {
+            break;
+        }
+        ids.push(t.id);
+        bytes += t.bytes;
+    }
+    Some(Plan::MergeHistory(ids))
 }
 
 /// A table at the bottom with much that nobody can see, which no later write may ever reach.

@@ -29,7 +29,7 @@ use super::shape::Candidate;
 /// Entries between two looks at how much was done.
 const ENTRIES: u32 = 64;
 /// Commit times of one history table, in bytes.
-const TIMES_BYTES: usize = 4 << 20;
+const TIMES_BYTES: usize = 8 << 20;
 
 #[derive(Debug)]
 enum Kind {
@@ -148,20 +148,30 @@ impl Job {
     /// The commit times above the floor, of all inputs, go into history tables: in the main tables every later merge
     /// would write those of the whole history window again.
     fn keep_times(&mut self) -> Result<()> {
-        let all = self.inputs.iter().map(|t| t.times()).collect::<Result<Vec<_>>>()?;
-        let mut above: Vec<_> = all.iter().map(|t| t.iter().filter(|(l, _)| *l > self.floor.0)).collect();
-        let firsts = above.iter_mut().enumerate().filter_map(|(n, pairs)| Some(Reverse((pairs.next()?, n))));
-        let mut heads: BinaryHeap<_> = firsts.collect();
+        let span = |t: &Arc<Table>| (t.properties().first_time.0, t.properties().last_time.0);
+        let mut inputs: Vec<_> = self.inputs.iter().filter(|t| span(t).1 > self.floor.0).cloned().collect();
+        inputs.sort_by_key(span);
         let mut kept = Times::default();
-        while let Some(mut first) = heads.peek_mut() {
-            let Reverse(((lsn, ts), n)) = *first;
-            kept.push(lsn, ts)?;
-            match above.get_mut(n).and_then(Iterator::next) {
-                Some(pair) => *first = Reverse((pair, n)),
-                None => _ = PeekMut::pop(first),
+        // Mostly each has a stretch of its own: only the times of those that overlap are in memory together.
+        while let Some((_, mut end)) = inputs.first().map(span) {
+            let mut together = 1;
+            while let Some((_, last)) = inputs.get(together).map(span).filter(|(first, _)| *first <= end) {
+                (together, end) = (together + 1, end.max(last));
             }
-            if kept.as_bytes().len() >= TIMES_BYTES {
-                self.outputs.finish_history(&std::mem::take(&mut kept))?;
+            let times = inputs.drain(..together).map(|t| t.times()).collect::<Result<Vec<_>>>()?;
+            let mut above: Vec<_> = times.iter().map(|t| t.iter().filter(|(l, _)| *l > self.floor.0)).collect();
+            let firsts = above.iter_mut().enumerate().filter_map(|(n, pairs)| Some(Reverse((pairs.next()?, n))));
+            let mut heads: BinaryHeap<_> = firsts.collect();
+            while let Some(mut first) = heads.peek_mut() {
+                let Reverse(((lsn, ts), n)) = *first;
+                kept.push(lsn, ts)?;
+                match above.get_mut(n).and_then(Iterator::next) {
+                    Some(pair) => *first = Reverse((pair, n)),
+                    None => _ = PeekMut::pop(first),
+                }
+                if kept.as_bytes().len() >= TIMES_BYTES {
+                    self.outputs.finish_history(&std::mem::take(&mut kept))?;
+                }
             }
         }
         self.outputs.finish_history(&kept)

@@ -167,6 +167,25 @@ fn small_history_tables_become_one() {
 }
 
 #[test]
+fn history_tables_of_nothing_but_commit_times_are_not_merged_again_and_again() {
+    let times = |n| Candidate { entries: 0, keys: None, last_time: Lsn(9), ..table(n, 1, 9, 10) };
+    let history: Vec<_> = (0..100).map(times).collect();
+    assert_eq!(choose(&Shape { history, ..Shape::default() }, &rules()), None);
+}
+
+#[test]
+fn under_steady_writes_small_history_tables_do_not_pile_up_and_hold_the_levels_up_for_long() {
+    let history = |count: u128| {
+        (100..100 + count).map(|n| Candidate { superseded: Lsn(9), ..table(n, 1, 9, 10 << 20) }).collect()
+    };
+    let due = shape(vec![table(1, 1, 9, 10), table(2, 1, 9, 10)], vec![]);
+    let few = choose(&Shape { history: history(63), ..due.clone() }, &rules());
+    assert!(!matches!(few, Some(Plan::MergeHistory(_))), "level 0 is due: {few:?}");
+    let many = choose(&Shape { history: history(64), ..due }, &rules());
+    assert_eq!(many, Some(Plan::MergeHistory((100..113).collect())));
+}
+
+#[test]
 fn a_tree_that_nobody_writes_to_settles() {
     let s = shape(vec![table(1, 3, 4, 300)], vec![table(11, 1, 9, 1000)]);
     assert_eq!(choose(&s, &rules()), None);
