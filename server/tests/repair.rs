@@ -266,6 +266,8 @@ fn a_node_that_does_not_start_is_mended_where_it_stands() {
     let without = mainstay(&["repair", "--data", &data]);
     check_refusal(&without, "nobody has a copy", 1, &["still damaged: 1 tables", "seeded", "restore"]);
     check_refusal(&mainstay(&["repair", "--data", "/nonexistent"]), "no directory", 5, &["no data directory"]);
+    let strange = ["repair", "--data", &data, "--table", "00000000000000000000000000000007"];
+    check_refusal(&mainstay(&strange), "a table that is not damaged", 5, &["--dry-run"]);
     let done = json(&["repair", "--data", &data, "--repository", &bucket], &[0]);
     assert_eq!(only(&done)["tables"][0]["id"], h.id.as_str(), "{done}");
     node.start();

@@ -27,6 +27,7 @@ use tokio::sync::watch;
 pub use candidate::Promoted;
 #[cfg(any(test, feature = "sim"))]
 pub(crate) use promise_file::{decode_promise, promise_seeds};
+pub use seed::set_aside;
 pub use transport::{
     Ack, CheckpointPart, FromPrimary, Hello, Next, PROTOCOL, Reason, Refusal, SealReply, SealRequest, Transport,
     TransportError, Welcome,

@@ -1,10 +1,11 @@
 //! Seeding: a checkpoint goes from the primary to a node without data.
 //!
-//! Owns: both ends of the transfer, and the check of every table against its hash. Never: a
-//! directory that looks like a store before all of it is there.
+//! Owns: both ends of the transfer, the check of every table against its hash, and moving aside what stood there before.
+//! Never: a directory that looks like a store before all of it is there, nor removing what did not come from a seed.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use mainstay_engine::fs::OpenMode;
@@ -16,6 +17,11 @@ use tokio::sync::mpsc;
 use super::{CheckpointPart, Driver, Reason, Refusal, TransportError, blocking};
 use crate::rule::NodeId;
 
+/// Stands in the data directory from before the first part of a seed until the directory's next life begins: what is
+/// there without an identity came from a seed that was not finished.
+const SEEDING: &str = "SEEDING";
+/// What makes up a store, the identity first: without it the rest is none, whatever happens next.
+const PARTS: [&str; 5] = ["IDENTITY", "EVIDENCE", "log", "tables", "manifest"];
 const PART_BYTES: usize = 1 << 20;
 /// How long the log behind a checkpoint is kept for the node that fetched it.
 const SEED_GRACE: Duration = Duration::from_secs(120);
@@ -27,22 +33,28 @@ impl Driver {
         let failed = |e: TransportError| Error::Stopped(e.to_string());
         let mut parts = self.transport.fetch_checkpoint(primary, cluster).await.map_err(failed)?;
         let (tx, mut rx) = mpsc::channel(4);
-        let this = Arc::clone(self);
-        let receive = tokio::task::spawn_blocking(move || receive(&this, &mut rx));
-        loop {
+        let (this, whole) = (Arc::clone(self), Arc::new(AtomicBool::new(false)));
+        let all_came = Arc::clone(&whole);
+        let receive = tokio::task::spawn_blocking(move || receive(&this, &mut rx, &all_came));
+        let cut = loop {
             match tokio::time::timeout(PART_TIMEOUT, parts.recv()).await {
                 Ok(Some(Ok(part))) => {
                     if tx.send(part).await.is_err() {
-                        break;
+                        break None;
                     }
                 }
-                Ok(Some(Err(e))) => return Err(failed(e)),
-                Ok(None) => break,
-                Err(_) => return Err(Error::Stopped("the peer stopped sending".into())),
+                Ok(Some(Err(e))) => break Some(failed(e)),
+                Ok(None) => {
+                    whole.store(true, Ordering::Release);
+                    break None;
+                }
+                Err(_) => break Some(Error::Stopped("the peer stopped sending".into())),
             }
-        }
+        };
         drop(tx);
-        receive.await.map_err(|e| Error::Stopped(e.to_string()))?
+        // Also after a cut: the next attempt must not find this one at work.
+        let received = receive.await.map_err(|e| Error::Stopped(e.to_string()))?;
+        cut.map_or(received, Err)
     }
 
     /// Sends a checkpoint of this node to a peer.
@@ -132,12 +144,13 @@ fn send(store: &Store, dir: &Path, end: Lsn, tx: &mpsc::Sender<Result<Checkpoint
     Ok(())
 }
 
-fn receive(driver: &Driver, parts: &mut mpsc::Receiver<CheckpointPart>) -> Result<Store> {
+fn receive(driver: &Driver, parts: &mut mpsc::Receiver<CheckpointPart>, whole: &AtomicBool) -> Result<Store> {
     let (env, dir) = (&driver.env, &driver.settings.dir);
     let Some(CheckpointPart::Start { cluster, timeline, position, end, manifest, .. }) = parts.blocking_recv() else {
         return Err(Error::Stopped("the peer sent no checkpoint".into()));
     };
     clear(env, dir)?;
+    mark(env, dir)?;
     let tables = dir.join("tables");
     env.fs.create_dir_all(&tables).map_err(|e| Error::io("create", &tables, e))?;
     let mut open = None;
@@ -152,6 +165,9 @@ fn receive(driver: &Driver, parts: &mut mpsc::Receiver<CheckpointPart>) -> Resul
             },
             CheckpointPart::Start { .. } => return Err(Error::Stopped("the peer started twice".into())),
         }
+    }
+    if !whole.load(Ordering::Acquire) {
+        return Err(Error::Stopped("the transfer ended early".into()));
     }
     finish_table(open)?;
     env.fs.sync_dir(&tables).map_err(|e| Error::io("sync", &tables, e))?;
@@ -168,15 +184,60 @@ fn receive(driver: &Driver, parts: &mut mpsc::Receiver<CheckpointPart>) -> Resul
     Store::open(env.clone(), dir, options)
 }
 
-/// Removes what an earlier attempt left; there is no identity, so it is no store.
+/// Moves the parts of a store aside, into a new directory beside them, whose path it gives; nothing is deleted. Called
+/// again after a crash, it moves what was left, into another directory.
+///
+/// # Errors
+/// The operating system's; what was moved by then stays where it went.
+pub fn set_aside(env: &Env, dir: &Path) -> Result<PathBuf> {
+    // From here on nothing here is of a seed that was not finished.
+    let mark = dir.join(SEEDING);
+    if env.fs.exists(&mark).map_err(|e| Error::io("look for", &mark, e))? {
+        env.fs.remove_file(&mark).map_err(|e| Error::io("remove", &mark, e))?;
+        env.fs.sync_dir(dir).map_err(|e| Error::io("sync", dir, e))?;
+    }
+    let aside = dir.join(format!("replaced-{}", env.clock.wall().0));
+    env.fs.create_dir_all(&aside).map_err(|e| Error::io("create", &aside, e))?;
+    for part in PARTS {
+        let from = dir.join(part);
+        if env.fs.exists(&from).map_err(|e| Error::io("look for", &from, e))? {
+            env.fs.rename(&from, &aside.join(part)).map_err(|e| Error::io("move aside", &from, e))?;
+            // There before it is gone here: it may be the only copy of something.
+            env.fs.sync_dir(&aside).map_err(|e| Error::io("sync", &aside, e))?;
+        }
+        env.fs.sync_dir(dir).map_err(|e| Error::io("sync", dir, e))?;
+    }
+    Ok(aside)
+}
+
+/// Removes what an earlier seed left that was not finished. What came from no seed (a crash amid [`set_aside`] leaves
+/// it here without its identity) is moved aside.
 fn clear(env: &Env, dir: &Path) -> Result<()> {
-    for part in ["log", "tables", "manifest"] {
+    let exists = |path: &Path| env.fs.exists(path).map_err(|e| Error::io("look for", path, e));
+    let mut left = Vec::new();
+    for part in ["EVIDENCE", "log", "tables", "manifest"] {
         let path = dir.join(part);
-        if env.fs.exists(&path).map_err(|e| Error::io("look for", &path, e))? {
-            env.fs.remove_dir_all(&path).map_err(|e| Error::io("remove", &path, e))?;
+        if exists(&path)? {
+            left.push(path);
         }
     }
+    if !left.is_empty() && !exists(&dir.join(SEEDING))? {
+        return set_aside(env, dir).map(drop);
+    }
+    for path in &left {
+        let is_file = path.ends_with("EVIDENCE");
+        let removed = if is_file { env.fs.remove_file(path) } else { env.fs.remove_dir_all(path) };
+        removed.map_err(|e| Error::io("remove", path, e))?;
+    }
     Ok(())
+}
+
+fn mark(env: &Env, dir: &Path) -> Result<()> {
+    let mark = dir.join(SEEDING);
+    if !env.fs.exists(&mark).map_err(|e| Error::io("look for", &mark, e))? {
+        env.fs.open(&mark, OpenMode::CreateNew).map_err(|e| Error::io("create", &mark, e))?;
+    }
+    env.fs.sync_dir(dir).map_err(|e| Error::io("sync", dir, e))
 }
 
 fn finish_table(table: Option<Incoming>) -> Result<()> {
@@ -185,7 +246,7 @@ fn finish_table(table: Option<Incoming>) -> Result<()> {
 
 /// A table on its way in.
 struct Incoming {
-    path: std::path::PathBuf,
+    path: PathBuf,
     file: Arc<dyn mainstay_engine::fs::File>,
     hash: blake3::Hasher,
     written: u64,
@@ -215,5 +276,47 @@ impl Incoming {
             return Err(Error::corruption(&self.path, self.written, None, "the table did not arrive as announced"));
         }
         self.file.sync_data().map_err(|e| Error::io("sync", &self.path, e))
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "the test lays real files out")]
+mod tests {
+    use super::*;
+
+    fn write(path: &Path) {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, b"of an earlier life").unwrap();
+    }
+
+    fn kept(dir: &Path, name: &str) -> bool {
+        let aside = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path());
+        aside
+            .filter(|p| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("replaced-")))
+            .any(|p| p.join(name).exists())
+    }
+
+    #[test]
+    fn a_seed_removes_what_an_earlier_seed_left_and_keeps_what_a_crash_amid_the_move_left() {
+        let (env, scratch) = (Env::real(), tempfile::tempdir().unwrap());
+        let dir = scratch.path();
+        // The identity had gone when the process ended.
+        write(&dir.join("log/1.log"));
+        write(&dir.join("tables/1.table"));
+        clear(&env, dir).unwrap();
+        assert!(kept(dir, "log/1.log") && kept(dir, "tables/1.table") && !dir.join("log").exists());
+        // A seed that was not finished is worth nothing.
+        mark(&env, dir).unwrap();
+        write(&dir.join("tables/2.table"));
+        clear(&env, dir).unwrap();
+        assert!(!dir.join("tables").exists() && !kept(dir, "tables/2.table"));
+        // One that was, and lived: from its being set aside on nothing counts as a seed's.
+        write(&dir.join("IDENTITY"));
+        write(&dir.join("log/3.log"));
+        let aside = set_aside(&env, dir).unwrap();
+        assert!(aside.join("IDENTITY").exists() && aside.join("log/3.log").exists());
+        write(&dir.join("log/4.log"));
+        clear(&env, dir).unwrap();
+        assert!(kept(dir, "log/4.log"));
     }
 }

@@ -76,6 +76,14 @@ pub(super) async fn repair(dir: &Path, repository: Option<&str>, wanted: &Wanted
         }
         rows.push(row);
     }
+    if let Some(id) = wanted_id.filter(|_| rows.is_empty()) {
+        return Err(Hint {
+            what: format!("{} has no table {id:032x} that is damaged", dir.display()),
+            next: "`mainstay repair --data DIR --dry-run` names all that are".to_owned(),
+            exit: Exit::NotFound,
+        }
+        .into());
+    }
     let left = !other.is_empty() || rows.iter().any(|r| r.repaired_from.is_none());
     let next = left.then(|| {
         format!(
@@ -155,14 +163,14 @@ async fn put(
     let done = tokio::task::spawn_blocking(move || Store::repair_closed(&at, &dir, id, &from)).await?;
     match done {
         Ok(()) => Ok(Ok(source)),
-        Err(e @ Error::Corruption { .. }) => Ok(Err(without_advice(&e.to_string()).to_owned())),
         Err(e @ Error::InUse(_)) => Err(Hint {
             what: e.to_string(),
             next: "the node runs: `mainstay repair --node HOST:PORT` repairs it without a stop".to_owned(),
             exit: Exit::Failed,
         }
         .into()),
-        Err(e) => Err(e.into()),
+        // What was repaired before is told all the same.
+        Err(e) => Ok(Err(without_advice(&e.to_string()).to_owned())),
     }
 }
 

@@ -227,7 +227,7 @@ pub(super) async fn scrub(global: &Global, args: ScrubArgs) -> anyhow::Result<Ex
     for (addr, status) in asked {
         let mut read = Read { files: 0, bytes: 0 };
         let mut progress = Progress::bytes("scrub", 0);
-        let mut messages = client.scrub(&addr, args.rate << 20).await?;
+        let mut messages = client.scrub(&addr, args.rate.saturating_mul(1 << 20)).await?;
         while let Some(m) = messages.next().await? {
             progress.at(m.bytes_done, m.bytes_total, || format!("of node {}", status.node_id));
             read = Read { files: m.files_done, bytes: m.bytes_done };

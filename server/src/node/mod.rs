@@ -72,22 +72,10 @@ async fn wait_for_signal() {
     }
 }
 
-/// Moves data that no longer connects to the cluster out of the way; nothing is deleted.
+/// Moves the data of the life that ended out of the way; nothing is deleted.
 fn set_aside(config: &Config) -> anyhow::Result<()> {
-    let env = Env::real();
-    let aside = config.data.join(format!("replaced-{}", env.clock.wall().0));
-    env.fs.create_dir_all(&aside)?;
-    // The identity goes first: without it the rest is no store, whatever happens next.
-    for part in ["IDENTITY", "EVIDENCE", "log", "tables", "manifest"] {
-        let from = config.data.join(part);
-        if env.fs.exists(&from)? {
-            env.fs.rename(&from, &aside.join(part)).with_context(|| format!("moving {} aside", from.display()))?;
-            // There before it is gone here: it may be the only copy of something.
-            env.fs.sync_dir(&aside)?;
-        }
-        env.fs.sync_dir(&config.data)?;
-    }
-    tracing::warn!(to = %aside.display(), "the local log no longer connects to the cluster's; kept aside, starting empty");
+    let aside = mainstay_replication::driver::set_aside(&Env::real(), &config.data)?;
+    tracing::warn!(to = %aside.display(), "the data is kept aside; this node starts empty and is seeded anew");
     Ok(())
 }
 
