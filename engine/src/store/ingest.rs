@@ -186,8 +186,8 @@ pub(super) fn refuse_node(dir: &Path, ingested: bool) -> Result<()> {
     if !ingested {
         return Ok(());
     }
-    let what = "is an embedded store that has ingested tables: its log only names them, so no replica and no archive \
-                could follow it; open it with Store::open_embedded, or begin a node on a checkpoint of it \
+    let what = "is an embedded store that has ingested tables or was about to: its log may only name them, so no replica \
+                and no archive could follow it; open it with Store::open_embedded, or begin a node on a checkpoint of it \
                 (docs/bulk-load.md)";
     Err(refused(dir, what))
 }

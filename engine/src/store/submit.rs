@@ -168,6 +168,7 @@ impl Pending {
 
 impl Drop for Pending {
     fn drop(&mut self) {
+        self.place = None;
         self.slot.end(Outcome::Unknown("the thread that completes writes has ended".to_owned()));
     }
 }
@@ -198,14 +199,19 @@ impl Outstanding {
 
     /// A place for a batch of so many bytes; one that is alone may have any size.
     fn place(&self, bytes: usize) -> Result<Place> {
-        let writes = self.taken.writes.fetch_add(1, Ordering::SeqCst);
-        let others = self.taken.bytes.fetch_add(bytes, Ordering::SeqCst);
-        let place = Place { taken: Arc::clone(&self.taken), bytes };
-        if writes < OUTSTANDING_WRITES_MAX && (others == 0 || others.saturating_add(bytes) <= self.bytes_max) {
-            Ok(place)
-        } else {
-            Err(Error::Overloaded { outstanding: writes, bytes: others })
+        let Taken { writes, bytes: taken } = &*self.taken;
+        // A write that is refused counts at no time, or others could be refused for its sake.
+        let add = |others: usize| others.checked_add(bytes).filter(|all| others == 0 || *all <= self.bytes_max);
+        let refused = |outstanding, bytes| Error::Overloaded { outstanding, bytes };
+        taken
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, add)
+            .map_err(|others| refused(writes.load(Ordering::SeqCst), others))?;
+        let one_more = |n: usize| (n < OUTSTANDING_WRITES_MAX).then_some(n + 1);
+        if let Err(all) = writes.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_more) {
+            let before = taken.fetch_sub(bytes, Ordering::SeqCst);
+            return Err(refused(all, before.saturating_sub(bytes)));
         }
+        Ok(Place { taken: Arc::clone(&self.taken), bytes })
     }
 
     /// Queues a write; gives it back when nobody would complete it.
@@ -242,7 +248,8 @@ impl Store {
     ///
     /// # Errors
     /// `Overloaded` when [`OUTSTANDING_WRITES_MAX`] writes are outstanding, or a sixteenth of the memory limit in bytes:
-    /// wait for one of them. Otherwise as [`Store::append`]. Nothing was written then, except that nobody knows after `Stopped`; see
+    /// wait for one of them. A batch of more bytes than that is taken when no other is outstanding. Otherwise as
+    /// [`Store::append`]. Nothing was written then, except that nobody knows after `Stopped`; see
     /// [`Error::class`].
     pub fn submit(&self, batch: &Batch, conditions: &[Condition], durability: Durability) -> Result<Completion> {
         let place = self.outstanding.place(batch.encoded_len())?;

@@ -72,6 +72,11 @@ impl BlockCache {
         }
     }
 
+    /// Holds so many bytes less until [`BlockCache::set_capacity`] is told anew.
+    pub(crate) fn give_up(&self, bytes: u64) {
+        self.set_capacity(self.blocks.capacity().saturating_sub(bytes));
+    }
+
     /// A number for a table that is being opened.
     pub(super) fn table_number(&self) -> u64 {
         self.next_table.fetch_add(1, Ordering::Relaxed)

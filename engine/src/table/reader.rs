@@ -19,7 +19,7 @@ use super::block::Block;
 use super::cache::BlockCache;
 use super::filter::Filter;
 use super::format::{
-    BlockKind, FOOTER_BYTES, FRAME_BYTES, Footer, FooterError, Place, Properties, RAW_BYTES_MAX, VERSION,
+    BlockKind, FOOTER_BYTES, FRAME_BYTES, Footer, FooterError, Origin, Place, Properties, RAW_BYTES_MAX, VERSION,
     decode_ranges, take_block, take_section,
 };
 use super::index::Index;
@@ -144,6 +144,7 @@ impl Table {
             return Ok(index);
         }
         let index = self.raw().section(self.properties.index, self.id, BlockKind::Index, |b| Index::decode(&b))?;
+        self.make_room_for(self.index_bytes());
         Ok(self.index.get_or_init(|| index))
     }
 
@@ -152,6 +153,7 @@ impl Table {
             return Ok(filter);
         }
         let filter = self.raw().section(self.properties.filter, self.id, BlockKind::Filter, |b| Filter::decode(&b))?;
+        self.make_room_for(self.properties.filter.len);
         Ok(self.filter.get_or_init(|| filter))
     }
 
@@ -287,10 +289,24 @@ impl Table {
         hit.not_superseded(lsn).map_err(|m| self.damaged(0, m))
     }
 
-    /// Memory of index and filter once reads have needed them, in bytes, about.
-    pub(crate) const fn pinned_bytes(&self) -> u64 {
-        let filter = if self.filtered { self.properties.filter.len } else { 0 };
-        self.properties.data_blocks * INDEX_BYTES + filter
+    /// Memory of index and filter, in bytes, about: of a history table what reads have needed so far, which is mostly
+    /// nothing; of others what reads will need.
+    pub(crate) fn pinned_bytes(&self) -> u64 {
+        let counts = |loaded: bool| loaded || self.properties.origin != Origin::History;
+        let filter = self.filtered && counts(self.filter.get().is_some());
+        let index = counts(self.index.get().is_some());
+        u64::from(index) * self.index_bytes() + u64::from(filter) * self.properties.filter.len
+    }
+
+    const fn index_bytes(&self) -> u64 {
+        self.properties.data_blocks * INDEX_BYTES
+    }
+
+    /// What a read loaded of a history table comes out of the cache's share; see [`Table::pinned_bytes`].
+    fn make_room_for(&self, bytes: u64) {
+        if self.properties.origin == Origin::History {
+            self.cache.give_up(bytes);
+        }
     }
 
     /// Reads up to `buffer_max` bytes of whole blocks from block `at` on, for somebody who reads in order:
