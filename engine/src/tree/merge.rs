@@ -125,6 +125,14 @@ impl Merge {
     }
 
     fn step(&mut self) -> Result<bool> {
+        // With nothing beside it, its place needs no look at its key.
+        if let [Standing { source: n, .. }] = self.standing.as_slice() {
+            let moved = self.sources.get_mut(*n).map_or(Ok(false), Source::advance)?;
+            if !moved {
+                self.standing.clear();
+            }
+            return Ok(moved);
+        }
         let Some(Standing { source: n, .. }) = self.standing.pop() else { return Ok(false) };
         let Some(source) = self.sources.get_mut(n) else { return Ok(false) };
         if !source.advance()? {
