@@ -46,6 +46,9 @@ struct Options {
     /// Directory for the stores
     #[arg(long, default_value = "target")]
     dir: PathBuf,
+    /// Directory that keeps the stores of `larger`: one that is there already is only opened and read
+    #[arg(long)]
+    keep: Option<PathBuf>,
     /// File that all JSON lines are appended to
     #[arg(long)]
     json: Option<PathBuf>,
@@ -97,6 +100,9 @@ fn run_child(options: &Options, engine: &str, round: u32) -> Result<Vec<Line>> {
     command.args(["--cache-mib", &options.cache_mib.to_string(), "--seconds", &options.seconds.to_string()]);
     command.args(["--seed", &(options.seed + u64::from(round)).to_string()]);
     command.args(["--workloads", &options.workloads.join(",")]).arg("--dir").arg(&options.dir);
+    if let Some(keep) = &options.keep {
+        command.arg("--keep").arg(keep);
+    }
     // The system's allocator keeps what a thread frees for that thread: with one arena, memory is what engines hold.
     command.env("MALLOC_ARENA_MAX", "1");
     // And its bound above which freed memory goes back to the system stays where it begins, for all alike.

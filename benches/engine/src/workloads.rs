@@ -21,6 +21,8 @@ overwrite,deleterandom,durable-1,durable-4,durable-16,durable-64";
 const ONLY_READ: [&str; 6] = ["readrandom", "readrandom-2", "readmissing", "seekrandom", "scan", "ycsb-c"];
 /// One operation of so many is timed, or the clock would be a good part of the fast ones.
 const SAMPLED: u64 = 16;
+/// Reads of a store that is larger than the cache, by each number of threads.
+const LARGER_READS: u64 = 3_000_000;
 /// Entries read by a seek, and at most by a scan of YCSB.
 const SEEK_ENTRIES: usize = 10;
 const SCAN_ENTRIES: u64 = 100;
@@ -115,30 +117,19 @@ impl Run<'_> {
 
     /// A store that is much larger than the cache: filled, closed, opened, read.
     fn larger(&self) -> Result<()> {
+        let dir = self.options.keep.as_ref().map_or_else(|| self.dir.to_owned(), |keep| keep.join(self.name));
+        if !dir.join("larger").exists() {
+            self.fill_larger(&dir)?;
+        }
         let (keys, bytes) = (self.options.keys, self.options.value_bytes);
-        let engine = self.open("larger")?;
-        // A permutation: every key once, in no order.
-        let step = (keys * 5 / 8..).find(|s| gcd(*s, keys) == 1).unwrap_or(1);
-        let timed = self.threads(1, keys, |_, n, random, v| {
-            let n = n.wrapping_mul(step) % keys;
-            value(v, n, bytes, random);
-            engine.put(&key(n), v)
-        })?;
-        let mut line = self.line(&*engine, "larger-fill", &timed);
-        engine.settle()?;
-        drop(engine);
-        line.disk_bytes = disk_bytes(&self.dir.join("larger"))?;
-        // Half of each value compresses away.
-        line.space_amplification = line.disk_bytes as f64 / (keys * (key(0).len() + bytes / 2) as u64) as f64;
-        Self::print(&line)?;
         let (start, mut latency) = (Instant::now(), Histogram::new(3)?);
-        let engine = self.open("larger")?;
+        let engine = engines::open(self.name, &dir.join("larger"), self.options.cache_mib)?;
         ensure!(engine.get(&key(keys / 2), &mut |_| ())?, "a key is missing");
         let time = start.elapsed();
         latency.record(time.as_nanos() as u64)?;
         Self::print(&self.line(&*engine, "larger-open", &Timed { ops: 1, time, latency }))?;
         for threads in [1, 2] {
-            let timed = self.threads(threads, keys.min(1_000_000), |_, _, random, _| {
+            let timed = self.threads(threads, keys.min(LARGER_READS), |_, _, random, _| {
                 let (n, mut whole) = (random.below(keys), false);
                 engine.get(&key(n), &mut |v| whole = is_value(v, n, bytes))?;
                 ensure!(whole, "key {n} is missing or has a value of another key");
@@ -148,6 +139,26 @@ impl Run<'_> {
             Self::print(&self.line(&*engine, name, &timed))?;
         }
         Ok(())
+    }
+
+    /// Every key once, in no order.
+    fn fill_larger(&self, dir: &Path) -> Result<()> {
+        let (keys, bytes) = (self.options.keys, self.options.value_bytes);
+        std::fs::create_dir_all(dir)?;
+        let engine = engines::open(self.name, &dir.join("larger"), self.options.cache_mib)?;
+        let step = (keys * 5 / 8..).find(|s| gcd(*s, keys) == 1).unwrap_or(1);
+        let timed = self.threads(1, keys, |_, n, random, v| {
+            let n = n.wrapping_mul(step) % keys;
+            value(v, n, bytes, random);
+            engine.put(&key(n), v)
+        })?;
+        let mut line = self.line(&*engine, "larger-fill", &timed);
+        engine.settle()?;
+        drop(engine);
+        line.disk_bytes = disk_bytes(&dir.join("larger"))?;
+        // Half of each value compresses away.
+        line.space_amplification = line.disk_bytes as f64 / (keys * (key(0).len() + bytes / 2) as u64) as f64;
+        Self::print(&line)
     }
 
     /// The workloads on a store that was filled at random.
