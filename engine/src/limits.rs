@@ -57,6 +57,9 @@ pub struct Options {
     /// While the deepest level has at most so many bytes, level 0 is merged right into it; a larger one gets levels
     /// above it, each a tenth of the next.
     pub level_base_bytes: u64,
+    /// Threads that merge at once: a large merge is cut by key into as many parts. More than one work at a merge only
+    /// where [`Options::compaction_bytes_per_second`] does not bound it.
+    pub merge_threads: usize,
     /// Bytes of keys and values a second that merges go through at most, so that they leave the disk to others; 0
     /// for no bound. Where writers would have to wait for a merge, it does not count.
     pub compaction_bytes_per_second: u64,
@@ -84,6 +87,8 @@ const WORK_PART: u64 = 8;
 const MEMORY_LIMIT: u64 = 256 << 20;
 /// A pass of the scrub begins once a day.
 const SCRUB_INTERVAL: std::time::Duration = std::time::Duration::from_secs(86_400);
+/// More merge threads would only take readers and writers their processors.
+const MERGE_THREADS_MOST: usize = 4;
 const LEVEL0_TABLES: usize = 4;
 /// A merge of level 0 rewrites at most so many times its own size below.
 const BASE_FLUSHES: u64 = 5;
@@ -110,6 +115,7 @@ impl Options {
             table_bytes: 32 << 20,
             level0_tables: LEVEL0_TABLES,
             level_base_bytes: Self::level_base_of(part(MEMTABLE_PART, 64 << 10, 128 << 20) as u64),
+            merge_threads: std::thread::available_parallelism().map_or(1, |n| n.get().min(MERGE_THREADS_MOST)),
             compaction_bytes_per_second: 0,
             scrub_bytes_per_second: 0,
             scrub_interval: SCRUB_INTERVAL,
@@ -158,6 +164,7 @@ impl Options {
             table_bytes: 4 << 10,
             level0_tables: 2,
             level_base_bytes: 12 << 10,
+            merge_threads: 2,
             compaction_bytes_per_second: 0,
             scrub_bytes_per_second: 0,
             scrub_interval: SCRUB_INTERVAL,

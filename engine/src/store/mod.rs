@@ -94,6 +94,8 @@ pub struct Store {
     scrub: scrub::Scrub,
     wake_flush: Wake,
     wake_compaction: Wake,
+    /// The other threads that merge.
+    wake_helpers: Vec<Wake>,
     wake_flusher: Wake,
     outstanding: submit::Outstanding,
     wake_completer: Wake,
@@ -221,6 +223,7 @@ impl Store {
             scrub: scrub::Scrub::default(),
             wake_flush: Wake::new(),
             wake_compaction: Wake::new(),
+            wake_helpers: (1..options.merge_threads).map(|_| Wake::new()).collect(),
             wake_flusher: Wake::new(),
             outstanding: submit::Outstanding::new(options),
             wake_completer: Wake::new(),

@@ -35,8 +35,8 @@ impl Store {
             spawn("log-writer", &self.wake_log, log_step, None)?,
             spawn("applier", &self.wake_apply, apply_step, None)?,
             spawn("flush", &self.wake_flush, tend_step, Some(PAUSE))?,
-            self.spawn_compaction()?,
         ];
+        threads.extend(self.spawn_compaction()?);
         threads.extend(self.spawn_scrub()?);
         Ok(Workers { _threads: threads })
     }
@@ -54,21 +54,29 @@ impl Store {
         self.pace.turn_on();
         let mut threads = vec![
             WorkerThread::spawn("flush", self.wake_flush.clone(), flush).map_err(failed)?,
-            self.spawn_compaction()?,
             WorkerThread::spawn("log-flusher", self.wake_flusher.clone(), flusher).map_err(failed)?,
             WorkerThread::spawn("log-writer", self.wake_completer.clone(), self.completer()).map_err(failed)?,
         ];
+        threads.extend(self.spawn_compaction()?);
         threads.extend(self.spawn_scrub()?);
         Ok(Workers { _threads: threads })
     }
 }
 
 impl Store {
-    fn spawn_compaction(self: &Arc<Self>) -> Result<WorkerThread> {
+    /// The thread that compacts, and those that help it with large merges.
+    fn spawn_compaction(self: &Arc<Self>) -> Result<Vec<WorkerThread>> {
+        let failed = |e| Error::io("start a thread for", &self.dir, e);
         let now = self.env.clock.monotonic();
         let worker = Compaction { store: Arc::clone(self), flushes: 0, quiet_since: now, not_before: now };
-        WorkerThread::spawn_in_background("compaction", self.wake_compaction.clone(), worker)
-            .map_err(|e| Error::io("start a thread for", &self.dir, e))
+        let thread = WorkerThread::spawn_in_background("compaction", self.wake_compaction.clone(), worker);
+        let mut threads = vec![thread.map_err(failed)?];
+        for (n, wake) in self.wake_helpers.iter().enumerate() {
+            let name = format!("compaction-{}", n + 2);
+            let helper = MergeHelper { store: Arc::clone(self) };
+            threads.push(WorkerThread::spawn_in_background(&name, wake.clone(), helper).map_err(failed)?);
+        }
+        Ok(threads)
     }
 
     /// The scrub's thread, if the options ask for one.
@@ -115,6 +123,9 @@ impl Compaction {
         }
         let before = self.store.tree.stepped_bytes();
         let progress = self.compact_or_settle()?;
+        if rate.is_none() && self.store.tree.merging() == (true, true) {
+            self.store.wake_helpers.iter().for_each(Wake::wake);
+        }
         if let Some(rate) = rate {
             let bytes = self.store.tree.stepped_bytes().saturating_sub(before);
             self.not_before = now + Duration::from_secs_f64(bytes as f64 / rate as f64);
@@ -144,6 +155,26 @@ impl Compaction {
 impl Worker for Compaction {
     fn step(&mut self) -> Progress {
         self.compact().unwrap_or_else(|e| self.store.background_error(&e))
+    }
+}
+
+/// Merges parts of the merge that [`Compaction`] has begun.
+struct MergeHelper {
+    store: Arc<Store>,
+}
+
+impl Worker for MergeHelper {
+    fn step(&mut self) -> Progress {
+        let tree = &self.store.tree;
+        if tree.compaction_rate().is_some() && tree.slow().is_none() {
+            return Progress::Idle;
+        }
+        let progress = tree.help_step().unwrap_or_else(|e| self.store.background_error(&e));
+        if !tree.merging().0 {
+            // What is due next is begun there.
+            self.store.wake_compaction.wake();
+        }
+        progress
     }
 }
 

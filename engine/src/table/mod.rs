@@ -37,6 +37,7 @@ pub(crate) mod format;
 mod index;
 pub(crate) mod inspect;
 pub(crate) mod reader;
+mod sample;
 pub(crate) mod superseded;
 mod tally;
 #[cfg(test)]

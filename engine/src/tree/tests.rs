@@ -21,10 +21,11 @@ mod crash;
 #[cfg(feature = "sim")]
 mod held;
 mod levels;
+mod parts;
 mod positions;
 mod repair;
 
-fn env(seed: u64) -> Env {
+pub(super) fn env(seed: u64) -> Env {
     Env { rng: Arc::new(SeededRng::new(seed)), fatal: Arc::new(|why| panic!("fatal: {why}")), ..Env::real() }
 }
 
@@ -53,14 +54,14 @@ pub(super) fn apply(tree: &Tree, bytes: &[u8]) {
     tree.apply(&Record::decode(bytes).unwrap()).unwrap();
 }
 
-fn put(head: &mut Head, tree: &Tree, key: &str, value: &str) -> Lsn {
+pub(super) fn put(head: &mut Head, tree: &Tree, key: &str, value: &str) -> Lsn {
     let mut b = Batch::new();
     b.put(key.as_bytes(), value.as_bytes()).unwrap();
     apply(tree, &head.batch(1, &b));
     head.0.lsn
 }
 
-fn get(view: &View, key: &str) -> Option<String> {
+pub(super) fn get(view: &View, key: &str) -> Option<String> {
     let found = view.get(Keyspace::USER, key.as_bytes()).unwrap()?;
     Some(String::from_utf8(Value::decode(&found.envelope).unwrap().data.to_vec()).unwrap())
 }
@@ -238,11 +239,14 @@ fn model_run(seed: u64) {
     assert_eq!(tree.applied(), head.0, "{what}");
     views.iter().for_each(|v| check_view(v, &model, &rng, &what));
     drop(views);
+    while tree.merging().0 {
+        tree.compact(false, 1 << 20).unwrap();
+    }
     check_files(&tree, dir.path(), &what);
 }
 
 /// Only files that count are there, and each verifies.
-fn check_files(tree: &Tree, dir: &Path, what: &str) {
+pub(super) fn check_files(tree: &Tree, dir: &Path, what: &str) {
     let pinned = tree.pinned_tables();
     let names = std::fs::read_dir(dir.join("tables")).unwrap().count();
     assert_eq!(names, pinned.tables.len(), "{what}: files");

@@ -1,8 +1,8 @@
-//! A merge on its way: reads its inputs in one stream, in steps, and writes what stays to new tables.
+//! A merge on its way: its inputs in one order, cut by key into parts that may be merged at the same time.
 //!
-//! The history floor is fixed when the job starts. Owns: the count that proves that nothing went missing. Never:
-//! the manifest, wall clocks, the block cache, or more memory than a read-ahead per input, the blocks that are
-//! built, and the packed commit times above the floor.
+//! The history floor is fixed when the job starts. Owns: the cut, what stands in no part (range deletes, commit times),
+//! and the count that proves that nothing went missing. Never: the manifest, wall clocks, the block cache, or more memory
+//! than its parts and the packed commit times above the floor.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -15,78 +15,62 @@ use crate::lsn::{CommitTs, Lsn};
 use crate::table::cursor::TableCursor;
 use crate::table::format::Origin;
 use crate::table::reader::{Caching, Table};
-use crate::table::superseded::Superseded;
 use crate::table::times::Times;
-use crate::table::{Bounds, EntryRef, RangeDelete};
+use crate::table::{Bounds, RangeDelete};
 use crate::tree::Tree;
 use crate::tree::merge::{LevelCursor, Merge, Source};
 use crate::tree::version::{HISTORY, Version};
 
 use super::outputs::Outputs;
-use super::rule::{Dropped, Fate, KeySpans, Reason, Rule};
+use super::part::{Kind, Part, cut};
+use super::rule::{KeySpans, Rule};
 use super::shape::Candidate;
 
-/// Entries between two looks at how much was done.
-const ENTRIES: u32 = 64;
 /// Commit times of one history table, in bytes.
 const TIMES_BYTES: usize = 8 << 20;
-
-#[derive(Debug)]
-enum Kind {
-    Main(Rule),
-    /// Of history tables: what is superseded at or below this is dropped.
-    History(Lsn),
-}
+/// Keys of the inputs that are looked at to cut a merge into parts of about the same size.
+const SAMPLES: u64 = 256;
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Job {
     pub(super) inputs: Vec<Arc<Table>>,
     pub(super) floor: (Lsn, CommitTs),
-    pub(super) outputs: Outputs,
-    pub(super) dropped: Dropped,
+    pub(super) level: u8,
     /// When it began, by the monotonic clock, and how many bytes of level 0 it brings down.
     pub(super) begun: Duration,
     pub(super) level0_bytes: u64,
-    /// Bytes of keys and values merged so far.
-    pub(super) processed: u64,
-    kind: Kind,
-    merge: Merge,
     /// Range deletes that have still something to hide.
     ranges: Vec<RangeDelete>,
-    read: u64,
 }
 
 impl Job {
-    /// Merges the tables `ids` into `level`.
-    pub(super) fn new(tree: &Tree, version: &Version, ids: &[u128], level: u8, floor: (Lsn, CommitTs)) -> Self {
+    /// Merges the tables `ids` into `level`: the job and its parts.
+    pub(super) fn new(
+        tree: &Tree,
+        version: &Version,
+        ids: &[u128],
+        level: u8,
+        floor: (Lsn, CommitTs),
+    ) -> (Self, Vec<Part>) {
         let inputs: Vec<Arc<Table>> = version.all_tables().filter(|t| ids.contains(&t.id())).cloned().collect();
         let max_ts = inputs.iter().map(|t| t.properties().max_ts).max().unwrap_or_default();
-        let (kind, ranges) = if level == HISTORY {
-            (Kind::History(floor.0), Vec::new())
-        } else {
-            let rule = Rule::new(Arc::clone(&version.ranges), floor, below(version, usize::from(level), ids));
-            (Kind::Main(rule), ranges_left(version, &inputs, floor.0))
-        };
-        let merge = merge(version, ids);
+        let ranges = if level == HISTORY { Vec::new() } else { ranges_left(version, &inputs, floor.0) };
         let [level0, ..] = &version.levels;
         let from_level0 = level0.iter().filter(|t| ids.contains(&t.id()) && level > 0);
         let level0_bytes = from_level0.map(|t| t.properties().raw_bytes).sum();
+        let part = |(number, bounds): (usize, Arc<Bounds>)| {
+            let kind = if level == HISTORY {
+                Kind::History(floor.0)
+            } else {
+                Kind::Main(Rule::new(Arc::clone(&version.ranges), floor, below(version, usize::from(level), ids)))
+            };
+            let outputs = Outputs::new(tree, Origin::Compaction, level, max_ts);
+            Part::new(number, kind, merge(version, ids, &bounds), outputs, !ranges.is_empty())
+        };
+        let parts = parts_of(tree, &inputs, level).into_iter().enumerate().map(part).collect();
         let begun = tree.env.clock.monotonic();
-        let outputs = Outputs::new(tree, Origin::Compaction, level, max_ts);
-        Self {
-            inputs,
-            floor,
-            outputs,
-            dropped: Dropped::default(),
-            begun,
-            level0_bytes,
-            processed: 0,
-            kind,
-            merge,
-            ranges,
-            read: 0,
-        }
+        (Self { inputs, floor, level, begun, level0_bytes, ranges }, parts)
     }
 
     /// Bytes of all inputs.
@@ -94,50 +78,29 @@ impl Job {
         self.inputs.iter().map(|t| t.bytes()).sum()
     }
 
-    /// Most bytes that the outputs may still take.
-    pub(super) fn bytes_left(&self) -> u64 {
-        self.input_bytes().saturating_sub(self.outputs.written_bytes())
-    }
-
-    /// Merges about so many bytes; true when all is merged and the outputs are durable.
-    pub(super) fn step(&mut self, bytes: usize) -> Result<bool> {
-        let end = self.processed.saturating_add(bytes as u64);
-        loop {
-            for _ in 0..ENTRIES {
-                if !self.merge.advance()? {
-                    self.finish()?;
-                    return Ok(true);
-                }
-                let Some(entry) = self.merge.entry() else { continue };
-                self.read += 1;
-                self.processed += (entry.key.len() + entry.value.map_or(0, <[u8]>::len)) as u64;
-                match fate(&mut self.kind, entry)? {
-                    (Fate::Keep, true) => self.outputs.add(entry)?,
-                    (Fate::Keep, false) => self.outputs.add_history(entry)?,
-                    (Fate::Superseded(by), _) => self.outputs.add_superseded(entry, by)?,
-                    (Fate::Drop(why), _) => {
-                        if let Some(count) = self.dropped.get_mut(why as usize) {
-                            *count += 1;
-                        }
-                    }
-                }
-            }
-            if self.processed >= end {
-                return Ok(false);
+    /// All parts are merged: range deletes and commit times follow, then the outputs are durable.
+    pub(super) fn finish(&self, parts: &mut [Part]) -> Result<()> {
+        if !self.ranges.is_empty() {
+            // A table of range deletes alone is made only where there is no other.
+            let last = parts.iter().rposition(|p| p.outputs.has_open_main()).unwrap_or_default();
+            for (n, part) in parts.iter_mut().enumerate() {
+                part.outputs.finish_main(if n == last { &self.ranges } else { &[] }, &Times::default())?;
             }
         }
-    }
-
-    fn finish(&mut self) -> Result<()> {
-        self.outputs.finish_main(&self.ranges, &Times::default())?;
-        self.keep_times()?;
-        self.outputs.sync()?;
+        if let Some((first, others)) = parts.split_first_mut() {
+            for part in others {
+                part.outputs.finish_history(&Times::default())?;
+            }
+            self.keep_times(&mut first.outputs)?;
+            first.outputs.sync()?;
+        }
         let expected: u64 = self.inputs.iter().map(|t| t.properties().entries).sum();
-        let (written, dropped) = (self.outputs.entries(), self.dropped.iter().sum::<u64>());
-        if self.read == expected && written + dropped == expected {
+        let read: u64 = parts.iter().map(|p| p.read).sum();
+        let written: u64 = parts.iter().map(|p| p.outputs.entries()).sum();
+        let dropped: u64 = parts.iter().flat_map(|p| &p.dropped).sum();
+        if read == expected && written + dropped == expected {
             return Ok(());
         }
-        let read = self.read;
         let what = format!(
             "compaction lost count: {expected} entries expected, {read} read, {written} written, {dropped} dropped"
         );
@@ -147,7 +110,7 @@ impl Job {
 
     /// The commit times above the floor, of all inputs, go into history tables: in the main tables every later merge
     /// would write those of the whole history window again.
-    fn keep_times(&mut self) -> Result<()> {
+    fn keep_times(&self, outputs: &mut Outputs) -> Result<()> {
         let span = |t: &Arc<Table>| (t.properties().first_time.0, t.properties().last_time.0);
         let mut inputs: Vec<_> = self.inputs.iter().filter(|t| span(t).1 > self.floor.0).cloned().collect();
         inputs.sort_by_key(span);
@@ -170,22 +133,11 @@ impl Job {
                     None => _ = PeekMut::pop(first),
                 }
                 if kept.as_bytes().len() >= TIMES_BYTES {
-                    self.outputs.finish_history(&std::mem::take(&mut kept))?;
+                    outputs.finish_history(&std::mem::take(&mut kept))?;
                 }
             }
         }
-        self.outputs.finish_history(&kept)
-    }
-}
-
-/// What becomes of an entry, and whether it is one of the main tables.
-fn fate(kind: &mut Kind, entry: EntryRef<'_>) -> Result<(Fate, bool)> {
-    match kind {
-        Kind::Main(rule) => Ok((rule.judge(entry)?, true)),
-        Kind::History(floor) => {
-            let by = Superseded::decode(entry.value.unwrap_or_default())?.by;
-            Ok((if by <= *floor { Fate::Drop(Reason::History) } else { Fate::Keep }, false))
-        }
+        outputs.finish_history(&kept)
     }
 }
 
@@ -213,14 +165,31 @@ fn ranges_left(version: &Version, inputs: &[Arc<Table>], floor: Lsn) -> Vec<Rang
     all.filter(|r| r.lsn > floor || others.iter().any(|t| t.touched_by(r))).cloned().collect()
 }
 
-fn merge(version: &Version, ids: &[u128]) -> Merge {
+/// The stretches of keys that are merged beside one another: as many as threads merge, if each has enough to do. An
+/// output of level 0 stays one table.
+fn parts_of(tree: &Tree, inputs: &[Arc<Table>], level: u8) -> Vec<Arc<Bounds>> {
+    let bytes: u64 = inputs.iter().map(|t| t.bytes()).sum();
+    let enough = bytes / tree.options.table_bytes.max(1);
+    let parts = usize::try_from(enough).unwrap_or(usize::MAX).min(tree.options.merge_threads);
+    if level == 0 || parts < 2 {
+        return vec![Bounds::all()];
+    }
+    let samples = inputs.iter().map(|t| {
+        let count = t.bytes().saturating_mul(SAMPLES) / bytes.max(1);
+        t.sample_keys(usize::try_from(count).unwrap_or_default() + 1)
+    });
+    // What keeps it from being read here the merge will meet as well, and name.
+    samples.collect::<Result<Vec<_>>>().map_or_else(|_| vec![Bounds::all()], |s| cut(s.concat(), parts))
+}
+
+fn merge(version: &Version, ids: &[u128], bounds: &Arc<Bounds>) -> Merge {
     let picked = |tables: &[Arc<Table>]| tables.iter().filter(|t| ids.contains(&t.id())).cloned().collect::<Vec<_>>();
-    let cursor = |t: Arc<Table>| TableCursor::new(t, Bounds::all(), false, Caching::Bypass);
+    let cursor = |t: Arc<Table>| TableCursor::new(t, Arc::clone(bounds), false, Caching::Bypass);
     let [level0, sorted @ ..] = &version.levels;
     let alone = picked(level0).into_iter().chain(picked(&version.history));
     let mut sources: Vec<Source> = alone.map(|t| Source::Table(cursor(t))).collect();
     for tables in sorted.iter().map(|l| picked(l)).filter(|t| !t.is_empty()) {
-        sources.push(Source::Level(LevelCursor::new(&Arc::new(tables), Bounds::all(), false, Caching::Bypass)));
+        sources.push(Source::Level(LevelCursor::new(&Arc::new(tables), Arc::clone(bounds), false, Caching::Bypass)));
     }
     Merge::new(sources, false)
 }

@@ -148,14 +148,14 @@ impl Outputs {
         self.env.fs.sync_dir(&self.dir).map_err(|e| self.stop.fatal("sync", &self.dir, &e))
     }
 
-    /// The level of the main tables.
-    pub(crate) const fn level(&self) -> u8 {
-        self.level
-    }
-
     /// The finished tables.
     pub(crate) fn done(&self) -> &[Placed] {
         &self.done
+    }
+
+    /// Whether a main table is being made.
+    pub(crate) const fn has_open_main(&self) -> bool {
+        self.main.is_some()
     }
 
     /// Bytes of the finished tables.

@@ -1,10 +1,12 @@
 //! Carries out what was chosen, one bounded step at a time.
 //!
-//! Owns: the running job, the history floor, the order outputs durable → manifest edit synced → version changed →
-//! inputs let go. Never: the choice.
+//! No lock is held while a part is merged: other threads may merge other parts, and who ends the job meanwhile makes
+//! what comes back be thrown away. Owns: the running job, the history floor, the order outputs durable → manifest edit
+//! synced → version changed → inputs let go. Never: the choice.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard};
 
 use crate::error::{Error, Result};
 use crate::exec::Progress;
@@ -15,33 +17,98 @@ use crate::tree::{Tree, lock};
 
 use super::choose::{Plan, Rules, choose, choose_forgotten, choose_history, choose_main};
 use super::job::Job;
+use super::part::Part;
 use super::rule::{Dropped, Reason};
 use super::shape::Shape;
 
 /// Merged in one step, in bytes.
 const STEP_BYTES: usize = 1 << 20;
+/// Of the room that there is for a merge, this part is left for others when a smaller one is chosen.
+const ROOM_PART: u64 = 8;
 /// The floor is looked for again when it can have moved by this part of the history window.
 const FLOOR_PART: u64 = 64;
 
 /// What compaction keeps between two steps.
 #[derive(Debug, Default)]
 pub(in crate::tree) struct Compacting {
-    job: Option<Job>,
+    running: Option<Running>,
+    /// Jobs begun so far.
+    begun: u64,
     /// Time for which the floor was last looked for, and what was found.
     floor: (CommitTs, (Lsn, CommitTs)),
+}
+
+/// A job and those of its parts that no thread works at.
+#[derive(Debug)]
+struct Running {
+    /// Tells it from other jobs.
+    number: u64,
+    job: Arc<Job>,
+    waiting: VecDeque<Part>,
+    merged: Vec<Part>,
+    /// Bytes that each part had written when it was last here.
+    written: Vec<u64>,
+}
+
+/// A part that a thread works at.
+struct AtHand {
+    /// Its job's.
+    number: u64,
+    job: Arc<Job>,
+    part: Part,
+}
+
+impl Running {
+    /// Most bytes that the outputs may still take.
+    fn bytes_left(&self) -> u64 {
+        self.job.input_bytes().saturating_sub(self.written.iter().sum())
+    }
+
+    /// A part comes back from a step; all of them if that was the last step.
+    fn put_back(&mut self, part: Part, merged: bool) -> Option<Vec<Part>> {
+        if let Some(written) = self.written.get_mut(part.number) {
+            *written = part.outputs.written_bytes();
+        }
+        if !merged {
+            self.waiting.push_back(part);
+            return None;
+        }
+        self.merged.push(part);
+        (self.merged.len() == self.written.len()).then(|| {
+            self.merged.sort_by_key(|p| p.number);
+            std::mem::take(&mut self.merged)
+        })
+    }
 }
 
 impl Compacting {
     /// Ends the running job if it reads this table.
     pub(in crate::tree) fn drop_job_with(&mut self, id: u128) {
-        if self.job.as_ref().is_some_and(|j| j.inputs.iter().any(|t| t.id() == id)) {
-            self.job = None;
+        if self.running.as_ref().is_some_and(|r| r.job.inputs.iter().any(|t| t.id() == id)) {
+            self.running = None;
         }
     }
 
     /// The level that the running merge writes to.
     pub(in crate::tree) fn merging_into(&self) -> Option<u8> {
-        self.job.as_ref().map(|j| j.outputs.level())
+        self.running.as_ref().map(|r| r.job.level)
+    }
+
+    fn run(&mut self, (job, parts): (Job, Vec<Part>)) {
+        self.begun += 1;
+        let (written, waiting) = (vec![0; parts.len()], parts.into());
+        self.running = Some(Running { number: self.begun, job: Arc::new(job), waiting, merged: Vec::new(), written });
+    }
+
+    fn take_part(&mut self) -> Option<AtHand> {
+        let running = self.running.as_mut()?;
+        let part = running.waiting.pop_front()?;
+        Some(AtHand { number: running.number, job: Arc::clone(&running.job), part })
+    }
+
+    /// The running job, if it is still this one.
+    fn job(&mut self, number: u64) -> Option<&mut Running> {
+        self.running.as_mut().filter(|r| r.number == number)
     }
 }
 
@@ -65,6 +132,27 @@ impl Tree {
         self.compact(true, STEP_BYTES)
     }
 
+    /// Merges a piece of a part of the running merge that no other thread works at, about a megabyte; `Idle` when there
+    /// is none. For threads beside the one that calls [`Tree::compact_step`], which alone begins merges.
+    ///
+    /// # Errors
+    /// As [`Tree::compact_step`].
+    pub(crate) fn help_step(&self) -> Result<Progress> {
+        self.stop.check()?;
+        let mut state = lock(&self.compacting);
+        if self.check_room(&mut state).is_err() {
+            return Ok(Progress::Idle);
+        }
+        self.step(state, STEP_BYTES)
+    }
+
+    /// Whether a merge runs, and whether a part of it waits for a thread.
+    pub(crate) fn merging(&self) -> (bool, bool) {
+        let state = lock(&self.compacting);
+        let running = state.running.as_ref();
+        (running.is_some(), running.is_some_and(|r| !r.waiting.is_empty()))
+    }
+
     /// Merges all tables into the last level whatever their number: reclaims what fell below the history
     /// floor in tables that no later write touches. `Idle` when there is no table.
     ///
@@ -73,7 +161,7 @@ impl Tree {
     pub fn compact_all(&self) -> Result<Progress> {
         self.stop.check()?;
         let mut state = lock(&self.compacting);
-        state.job = None;
+        state.running = None;
         state.floor = Default::default();
         let mut worked = Progress::Idle;
         for choice in [choose_forgotten, choose_main, choose_history] {
@@ -81,9 +169,14 @@ impl Tree {
             let rules = self.rules(&mut state, &version, false)?;
             let Some(plan) = choice(&Shape::of(&version), &rules) else { continue };
             self.start(&mut state, &version, plan, rules.floor)?;
-            while state.job.is_some() {
-                self.check_room(&mut state)?;
-                self.step(&mut state, usize::MAX)?;
+            self.check_room(&mut state)?;
+            if let Some(Running { job, waiting, .. }) = state.running.take() {
+                let mut parts = Vec::from(waiting);
+                for part in &mut parts {
+                    while !self.merge_some(part, STEP_BYTES)? {}
+                }
+                job.finish(&mut parts)?;
+                self.install_job(&job, &mut parts)?;
             }
             worked = Progress::Worked;
         }
@@ -94,29 +187,37 @@ impl Tree {
     pub(in crate::tree) fn compact(&self, idle: bool, bytes: usize) -> Result<Progress> {
         self.stop.check()?;
         let mut state = lock(&self.compacting);
-        if state.job.is_none() {
-            let version = self.version();
-            let rules = self.rules(&mut state, &version, idle)?;
-            let Some(plan) = choose(&Shape::of(&version), &rules) else {
-                self.space.get().inspect(|s| s.no_merge());
+        if state.running.is_some() {
+            if self.check_room(&mut state).is_err() {
+                // What it has given up it does not begin again at once.
                 return Ok(Progress::Idle);
-            };
-            self.start(&mut state, &version, plan, rules.floor)?;
+            }
+            return self.step(state, bytes);
         }
+        let version = self.version();
+        let rules = self.rules(&mut state, &version, idle)?;
+        let Some(plan) = choose(&Shape::of(&version), &rules) else {
+            self.space.get().inspect(|s| s.no_merge());
+            return Ok(Progress::Idle);
+        };
+        self.start(&mut state, &version, plan, rules.floor)?;
         if self.check_room(&mut state).is_err() && !self.start_smaller(&mut state, idle)? {
             return Ok(Progress::Idle);
         }
-        match self.step(&mut state, bytes) {
-            Err(e) => self.note_error(e).map(|()| Progress::Worked),
-            Ok(()) => Ok(Progress::Worked),
+        if state.running.is_none() {
+            // It needed no merge.
+            return Ok(Progress::Worked);
         }
+        self.step(state, bytes)
     }
 
     /// Where there is no room for the merge that is due: starts one that there is room for. False if there is none.
     fn start_smaller(&self, state: &mut Compacting, idle: bool) -> Result<bool> {
         let Some(space) = self.space.get() else { return Ok(false) };
         let version = self.version();
-        let rules = Rules { bytes_max: space.merge_room(), ..self.rules(state, &version, idle)? };
+        // What flushes and the log take meanwhile shall not end it.
+        let room = space.merge_room();
+        let rules = Rules { bytes_max: room - room / ROOM_PART, ..self.rules(state, &version, idle)? };
         let Some(plan) = choose(&Shape::of(&version), &rules) else { return Ok(false) };
         self.start(state, &version, plan, rules.floor)?;
         Ok(self.check_room(state).is_ok())
@@ -190,47 +291,74 @@ impl Tree {
                 self.install(&edit, &[(level, table)])?;
                 self.counters.moved.fetch_add(1, Ordering::Relaxed);
             }
-            Plan::Merge(ids, level) => state.job = Some(Job::new(self, version, &ids, level, floor)),
-            Plan::MergeHistory(ids) => state.job = Some(Job::new(self, version, &ids, HISTORY, floor)),
+            Plan::Merge(ids, level) => state.run(Job::new(self, version, &ids, level, floor)),
+            Plan::MergeHistory(ids) => state.run(Job::new(self, version, &ids, HISTORY, floor)),
         }
         Ok(())
     }
 
     /// Gives the running job up, with all that it wrote, if what it has still to write would leave too little room.
     fn check_room(&self, state: &mut Compacting) -> Result<()> {
-        let (Some(space), Some(job)) = (self.space.get(), &state.job) else { return Ok(()) };
-        space.for_merge(job.bytes_left()).inspect_err(|_| state.job = None)
+        let (Some(space), Some(running)) = (self.space.get(), &state.running) else { return Ok(()) };
+        space.for_merge(running.bytes_left()).inspect_err(|_| state.running = None)
     }
 
-    /// A step of the running job; the last one makes its outputs count. After an error the job is over.
-    fn step(&self, state: &mut Compacting, bytes: usize) -> Result<()> {
-        let Some(mut job) = state.job.take() else { return Ok(()) };
-        let before = job.processed;
-        let done = job.step(bytes)?;
-        self.counters.stepped_bytes.fetch_add(job.processed - before, Ordering::Relaxed);
-        if !done {
-            state.job = Some(job);
-            return Ok(());
-        }
-        let tables = job.outputs.done().iter().map(|p| {
-            let bottom = p.level == LAST_LEVEL;
-            self.open_table(p, bottom).map(|t| (p.level, t))
-        });
-        let tables = tables.collect::<Result<Vec<_>>>()?;
-        let edit = Edit {
-            removed: job.inputs.iter().map(|t| t.id()).collect(),
-            added: job.outputs.done().to_vec(),
-            floor: Some(job.floor),
-            ..Edit::default()
+    /// A step of a part of the running job that waits; `Idle` if none does. The last step makes the outputs count. After
+    /// an error the job is over.
+    fn step(&self, mut state: MutexGuard<'_, Compacting>, bytes: usize) -> Result<Progress> {
+        let Some(mut at_hand) = state.take_part() else { return Ok(Progress::Idle) };
+        drop(state);
+        let merged = self.merge_some(&mut at_hand.part, bytes);
+        self.give_back(at_hand, merged)
+    }
+
+    /// A part comes back from a step that said `merged`.
+    fn give_back(&self, AtHand { number, job, part }: AtHand, merged: Result<bool>) -> Result<Progress> {
+        let mut state = lock(&self.compacting);
+        // Another job, or none: somebody ended this one, and an error tells nothing any more.
+        let Some(running) = state.job(number) else { return Ok(Progress::Worked) };
+        let parts = match merged {
+            Ok(merged) => running.put_back(part, merged),
+            Err(e) => {
+                state.running = None;
+                return self.note_error(e).map(|()| Progress::Worked);
+            }
         };
-        self.install(&edit, &tables)?;
+        let Some(mut parts) = parts else { return Ok(Progress::Worked) };
+        drop(state);
+        let finished = job.finish(&mut parts);
+        let mut state = lock(&self.compacting);
+        if state.job(number).is_none() {
+            return Ok(Progress::Worked);
+        }
+        state.running = None;
+        let done = finished.and_then(|()| self.install_job(&job, &mut parts));
+        done.or_else(|e| self.note_error(e)).map(|()| Progress::Worked)
+    }
+
+    fn merge_some(&self, part: &mut Part, bytes: usize) -> Result<bool> {
+        let before = part.processed;
+        let merged = part.step(bytes);
+        self.counters.stepped_bytes.fetch_add(part.processed - before, Ordering::Relaxed);
+        merged
+    }
+
+    /// Makes the outputs of a finished job count. The caller holds the lock under which jobs begin and end.
+    fn install_job(&self, job: &Job, parts: &mut [Part]) -> Result<()> {
+        let added: Vec<Placed> = parts.iter().flat_map(|p| p.outputs.done()).copied().collect();
+        let open = |p: &Placed| self.open_table(p, p.level == LAST_LEVEL).map(|t| (p.level, t));
+        let tables = added.iter().map(open).collect::<Result<Vec<_>>>()?;
+        let removed = job.inputs.iter().map(|t| t.id()).collect();
+        self.install(&Edit { removed, added, floor: Some(job.floor), ..Edit::default() }, &tables)?;
         job.inputs.iter().for_each(|t| t.mark_obsolete());
         let c = &self.counters;
         c.compactions.fetch_add(1, Ordering::Relaxed);
-        c.dropped(&job.dropped);
         c.merged_bytes.fetch_add(job.input_bytes(), Ordering::Relaxed);
-        c.compacted_bytes.fetch_add(job.outputs.bytes(), Ordering::Relaxed);
-        job.outputs.keep();
+        for part in parts {
+            c.dropped(&part.dropped);
+            c.compacted_bytes.fetch_add(part.outputs.bytes(), Ordering::Relaxed);
+            part.outputs.keep();
+        }
         if job.level0_bytes > 0 {
             self.pressure.merged(job.level0_bytes, self.env.clock.monotonic().saturating_sub(job.begun));
         }
@@ -246,5 +374,73 @@ impl Tree {
         });
         self.forget_gone_damage();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::Options;
+    use crate::tree::tests::{Head, check_files, env, get, put};
+
+    /// Tables that together are worth several parts, and the merge of them begun.
+    fn merging(dir: &std::path::Path) -> Tree {
+        let (table_bytes, memtable_bytes) = (300, 1 << 20);
+        let options = Options { table_bytes, memtable_bytes, merge_threads: 3, ..Options::tiny() };
+        let tree = Tree::create(env(1), dir, &options, crate::lsn::Position::default()).unwrap();
+        let mut head = Head::default();
+        for round in 0..3 {
+            for n in 0..200 {
+                put(&mut head, &tree, &format!("{n:03}"), &format!("{round} {n} {:x<40}", ""));
+            }
+            tree.flush_all().unwrap();
+        }
+        while !tree.merging().0 {
+            assert_eq!(tree.compact(false, 1).unwrap(), Progress::Worked);
+        }
+        tree
+    }
+
+    #[test]
+    fn a_part_that_comes_back_after_its_merge_was_ended_is_thrown_away() {
+        for (finished, merged_before) in [(false, 0), (true, 0), (true, 2)] {
+            let dir = tempfile::tempdir().unwrap();
+            let tree = merging(dir.path());
+            let mut state = lock(&tree.compacting);
+            assert_eq!(state.running.as_ref().map(|r| r.waiting.len()), Some(3));
+            let mut at_hand = state.take_part().unwrap();
+            drop(state);
+            for _ in 0..merged_before {
+                let mut other = lock(&tree.compacting).take_part().unwrap();
+                let merged = tree.merge_some(&mut other.part, usize::MAX);
+                tree.give_back(other, merged).unwrap();
+            }
+            let merged = tree.merge_some(&mut at_hand.part, if finished { usize::MAX } else { 1 });
+            assert!(matches!(merged, Ok(done) if done == finished));
+            let input = at_hand.job.inputs.first().map(|t| t.id()).unwrap();
+            lock(&tree.compacting).drop_job_with(input);
+            // Another merge of the same tables is under way by then.
+            assert_eq!(tree.compact(false, 1).unwrap(), Progress::Worked);
+            assert_eq!(tree.give_back(at_hand, merged).unwrap(), Progress::Worked);
+            while tree.compact_step().unwrap() == Progress::Worked {}
+            assert_eq!(get(&tree.view(), "199").as_deref(), Some(&*format!("2 199 {:x<40}", "")));
+            assert_eq!(tree.stats().compactions, 1);
+            check_files(&tree, dir.path(), "after the end");
+        }
+    }
+
+    #[test]
+    fn an_error_of_one_part_ends_the_merge_and_names_what_is_damaged() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = merging(dir.path());
+        let at_hand = lock(&tree.compacting).take_part().unwrap();
+        let input = at_hand.job.inputs.first().map(|t| t.path().to_owned()).unwrap();
+        let other = lock(&tree.compacting).take_part().unwrap();
+        let damaged = Error::corruption(&input, 7, None, "a planted error");
+        assert_eq!(tree.give_back(at_hand, Err(damaged)).unwrap(), Progress::Worked);
+        assert_eq!(tree.merging(), (false, false));
+        assert_eq!(tree.give_back(other, Ok(true)).unwrap(), Progress::Worked);
+        assert!(tree.damage().iter().any(|d| d.contains("a planted error")));
+        check_files(&tree, dir.path(), "after the error");
     }
 }
