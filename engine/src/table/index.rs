@@ -4,8 +4,9 @@
 //! and, unless versions of one key go on, below the first key of the other. Section payload: per
 //! block, `separator (varint length + bytes) | block length varint`; the first block stands at 0, each
 //! other one behind the one before. In memory: the first eight bytes behind what all separators
-//! share in one array, what some have beyond in another, and of each group of blocks the last head in a third: a search
-//! goes through that one, which stays in the processor's cache, and then through one group. Owns: making, encoding and asking it. Never: blocks.
+//! share in one array, what some have beyond in another, and of each group of blocks the last head in a third, and of each
+//! group of those in a fourth: a search goes through that one and then through one group each. All heads of a group are
+//! compared, for the processor fetches their cache lines side by side; a bisection would wait for one after the other. Owns: making, encoding and asking it. Never: blocks.
 
 use std::cmp::Ordering;
 
@@ -86,8 +87,9 @@ impl Offsets {
 pub(super) struct Index {
     shared: Vec<u8>,
     heads: Vec<u64>,
-    /// The last head of each group that is full.
+    /// The last head of each group that is full, and of each full group of those.
     group_ends: Vec<u64>,
+    far_ends: Vec<u64>,
     /// How many bytes of a head are the separator's.
     head_lens: Vec<u8>,
     /// What separators have behind their heads, one after another, and where each ends; no ends if none has any.
@@ -130,8 +132,10 @@ impl Index {
         rests.shrink_to_fit();
         rest_ends.shrink_to_fit();
         let (shared, offsets) = (first.get(..shared).unwrap_or_default().to_vec(), Offsets::of(offsets));
-        let group_ends = heads.chunks_exact(GROUP).filter_map(|g| g.last().copied()).collect();
-        Ok(Self { shared, heads, group_ends, head_lens, rests, rest_ends, offsets })
+        let ends_of_groups = |h: &[u64]| h.chunks_exact(GROUP).filter_map(|g| g.last().copied()).collect::<Vec<_>>();
+        let group_ends = ends_of_groups(&heads);
+        let far_ends = ends_of_groups(&group_ends);
+        Ok(Self { shared, heads, group_ends, far_ends, head_lens, rests, rest_ends, offsets })
     }
 
     /// Number of data blocks.
@@ -178,15 +182,16 @@ impl Index {
             Ordering::Equal => {}
         }
         let tail = Tail::of(tail);
-        let group = self.group_ends.partition_point(|h| *h < tail.head) * GROUP;
-        let heads = self.heads.get(group..).unwrap_or_default();
-        let heads = heads.get(..GROUP).unwrap_or(heads);
-        let mut from = group + heads.partition_point(|h| *h < tail.head);
+        let far = self.far_ends.partition_point(|h| *h < tail.head) * GROUP;
+        let group = (far + below_in_group(&self.group_ends, far, tail.head)) * GROUP;
+        let mut from = group + below_in_group(&self.heads, group, tail.head);
         if self.heads.get(from) != Some(&tail.head) {
             return from;
         }
         let ties = self.heads.get(from..).unwrap_or_default();
-        let mut to = from + ties.partition_point(|h| *h == tail.head);
+        // Mostly there is one.
+        let alone = ties.get(1) != Some(&tail.head);
+        let mut to = from + if alone { 1 } else { ties.partition_point(|h| *h == tail.head) };
         while from < to {
             let mid = from + (to - from) / 2;
             if self.tail(mid) < tail {
@@ -197,6 +202,12 @@ impl Index {
         }
         from
     }
+}
+
+/// How many of the group that begins at `from` are below `head`.
+fn below_in_group(sorted: &[u64], from: usize, head: u64) -> usize {
+    let rest = sorted.get(from..).unwrap_or_default();
+    rest.iter().take(GROUP).filter(|h| **h < head).count()
 }
 
 /// The end of a key, ordered as its bytes are: where heads are equal the one that ends earlier in them is

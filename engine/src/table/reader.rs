@@ -5,6 +5,7 @@
 //! read when asked for. Owns: the handle; the file itself is removed when the last handle of a
 //! table marked obsolete goes, be it one of before a repair. Never: writes.
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -342,6 +343,14 @@ impl Table {
     }
 }
 
+/// A block that is no larger on disk is read into memory that the thread has already, in bytes: the allocator's lock is
+/// what readers in many threads would meet at.
+const SCRATCH_BYTES: usize = 16 << 10;
+
+thread_local! {
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
 /// Checked reads of a file that is a table, before or after its handle is complete.
 struct RawTable<'a> {
     file: &'a dyn File,
@@ -351,12 +360,20 @@ struct RawTable<'a> {
 
 impl RawTable<'_> {
     fn read(&self, at: Place) -> Result<Vec<u8>> {
+        let mut out = vec![0; self.len_of(at)?];
+        self.read_into(&mut out, at)?;
+        Ok(out)
+    }
+
+    /// The length of what stands there, if it ends within the file.
+    fn len_of(&self, at: Place) -> Result<usize> {
         let fits = at.end().is_some_and(|end| end <= self.bytes);
         let len = usize::try_from(at.len).ok().filter(|_| fits);
-        let len = len.ok_or_else(|| Error::corruption(self.path, at.offset, None, "the file ends early"))?;
-        let mut out = vec![0; len];
-        read_exact_at(self.file, &mut out, at.offset).map_err(|e| Error::io("read", self.path, e))?;
-        Ok(out)
+        len.ok_or_else(|| Error::corruption(self.path, at.offset, None, "the file ends early"))
+    }
+
+    fn read_into(&self, out: &mut [u8], at: Place) -> Result<()> {
+        read_exact_at(self.file, out, at.offset).map_err(|e| Error::io("read", self.path, e))
     }
 
     fn footer(&self) -> Result<Footer> {
@@ -374,11 +391,21 @@ impl RawTable<'_> {
         if at.len > (RAW_BYTES_MAX + FRAME_BYTES) as u64 {
             return Err(damaged(Malformed("block length over bound")));
         }
-        let bytes = self.read(at)?;
-        let mut c = Cursor::new(&bytes);
-        let raw = take_block(&mut c, id, at.offset, kind).map_err(damaged)?;
-        c.finish().map_err(damaged)?;
-        Ok(raw)
+        let len = self.len_of(at)?;
+        let take = |bytes: &mut [u8]| {
+            self.read_into(bytes, at)?;
+            let mut c = Cursor::new(bytes);
+            let raw = take_block(&mut c, id, at.offset, kind).map_err(damaged)?;
+            c.finish().map_err(damaged)?;
+            Ok(raw)
+        };
+        SCRATCH.with_borrow_mut(|scratch| {
+            scratch.resize(SCRATCH_BYTES, 0);
+            match scratch.get_mut(..len) {
+                Some(bytes) => take(bytes),
+                None => take(&mut vec![0; len]),
+            }
+        })
     }
 
     fn section<T>(
