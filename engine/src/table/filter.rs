@@ -67,7 +67,7 @@ impl Filter {
     }
 
     /// Size in bytes.
-    const fn bytes(&self) -> usize {
+    pub(super) const fn bytes(&self) -> usize {
         self.blocks.len() * WORDS * 8
     }
 

@@ -13,9 +13,11 @@ pub(super) enum Event {
     FilterSpared,
     /// The filter let a look-up pass whose key was not there.
     FilterWrong,
+    /// An index or filter was read from its file.
+    PartLoaded,
 }
 
-const EVENTS: usize = 4;
+const EVENTS: usize = 5;
 /// More threads than this share places.
 const PLACES: usize = 16;
 
@@ -35,6 +37,7 @@ pub(crate) struct Counts {
     pub(crate) cache_misses: u64,
     pub(crate) filter_spared: u64,
     pub(crate) filter_wrong: u64,
+    pub(crate) parts_loaded: u64,
 }
 
 static NEXT: AtomicUsize = AtomicUsize::new(0);
@@ -62,6 +65,7 @@ impl Tally {
             cache_misses: sum(Event::CacheMiss),
             filter_spared: sum(Event::FilterSpared),
             filter_wrong: sum(Event::FilterWrong),
+            parts_loaded: sum(Event::PartLoaded),
         }
     }
 }
