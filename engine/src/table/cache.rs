@@ -19,7 +19,7 @@ use crate::limits::Options;
 /// After so many changes of the share without a question for an index or filter that is not pinned, these go.
 const UNASKED_MAX: u32 = 16;
 /// The least that blocks have is so many steps in which more is given or taken.
-const STEPS: u64 = 16;
+const STEPS: u64 = 128;
 
 /// Table file number (unique within the process) and offset of the block, or which part.
 pub(super) type CacheKey = (u64, u64);
@@ -152,7 +152,11 @@ impl BlockCache {
     }
 
     pub(super) fn count(&self, event: Event) {
-        self.tally.count(event);
+        self.tally.count(event, 1);
+    }
+
+    pub(super) fn count_many(&self, event: Event, times: u64) {
+        self.tally.count(event, times);
     }
 
     /// What reads counted.

@@ -17,7 +17,7 @@ use crate::lsn::{CommitTs, Lsn};
 
 use super::block::Block;
 use super::cache::BlockCache;
-use super::filter::Filter;
+use super::filter::{Filter, Probe};
 use super::format::{
     BlockKind, FOOTER_BYTES, FRAME_BYTES, Footer, FooterError, Origin, Place, Properties, RAW_BYTES_MAX, VERSION,
     decode_ranges, take_block, take_section,
@@ -281,6 +281,16 @@ impl Table {
         Ok(block)
     }
 
+    /// False if a filter that is pinned knows that the key is not here. Nothing is read or counted for the question.
+    pub(crate) fn may_hold(&self, probe: &Probe) -> bool {
+        self.filter.get().is_none_or(|filter| filter.passes(probe))
+    }
+
+    /// Counts look-ups that [`Table::may_hold`] spared, in this and other tables.
+    pub(crate) fn count_spared(&self, look_ups: u64) {
+        self.cache.count_many(Event::FilterSpared, look_ups);
+    }
+
     /// The newest version of `key`, whose filter hash is `hash`, at or below `lsn`.
     pub(crate) fn get(&self, key: &[u8], hash: u64, lsn: Lsn) -> Result<Option<Hit>> {
         let passed = match self.filter.get() {
@@ -291,10 +301,15 @@ impl Table {
             self.cache.count(Event::FilterSpared);
             return Ok(None);
         }
-        let found = match self.index.get() {
-            Some(index) => self.look_up(index, key, lsn),
-            None => self.look_up(&*self.index()?, key, lsn),
-        }?;
+        let lent;
+        let index = match self.index.get() {
+            Some(index) => index,
+            None => {
+                lent = self.index()?;
+                &*lent
+            }
+        };
+        let found = self.look_up(index, key, lsn)?;
         if passed.is_some() && found.is_none() {
             self.cache.count(Event::FilterWrong);
         }

@@ -47,11 +47,11 @@ thread_local! {
 }
 
 impl Tally {
-    pub(super) fn count(&self, event: Event) {
+    pub(super) fn count(&self, event: Event, times: u64) {
         // A thread that is ending has no place any more: any other does as well.
         let place = MINE.try_with(|m| *m).unwrap_or_default();
         if let Some(counter) = self.0.get(place).and_then(|p| p.0.get(event as usize)) {
-            counter.fetch_add(1, Ordering::Relaxed);
+            counter.fetch_add(times, Ordering::Relaxed);
         }
     }
 
