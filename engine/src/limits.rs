@@ -67,8 +67,11 @@ pub struct Options {
     pub scrub_bytes_per_second: u64,
     /// Time from the beginning of one pass of the scrub to that of the next, if it is over by then.
     pub scrub_interval: std::time::Duration,
-    /// Memory of the whole store, in bytes: memtables, log tail, indexes and filters of tables take what they
-    /// need, an eighth is for work in progress, the block cache has the rest, at least an eighth. See [`Options::with_memory_limit`].
+    /// Memory of the whole store, in bytes: memtables and log tail take what they need, an eighth is for work in
+    /// progress, an eighth at least for the block cache. Indexes and filters of tables are pinned in what that
+    /// leaves, three eighths by default: enough for keys and values of fifty times the limit. Those beyond, and those of
+    /// the past, share an eighth with the block cache and are read again when needed
+    /// ([`TreeStats::parts_loaded`](crate::tree::TreeStats::parts_loaded)). See [`Options::with_memory_limit`].
     pub memory_limit: u64,
     /// How long superseded versions stay readable, in microseconds of commit time.
     pub history_window_us: u64,
@@ -84,6 +87,8 @@ const TAIL_PART: u64 = 24;
 /// Of the memory limit, this part is for what flushes, merges and reads hold while they work, and for what an
 /// allocator cannot use.
 const WORK_PART: u64 = 8;
+/// Of the memory limit, this part is the least of the block cache.
+const CACHE_PART: u64 = 8;
 const MEMORY_LIMIT: u64 = 256 << 20;
 /// A pass of the scrub begins once a day.
 const SCRUB_INTERVAL: std::time::Duration = std::time::Duration::from_secs(86_400);
@@ -132,23 +137,30 @@ impl Options {
         BASE_FLUSHES * LEVEL0_TABLES as u64 * flushed
     }
 
-    /// Whether so many bytes of indexes and filters are all that shall be kept: the block cache serves reads of
-    /// present keys better than filters at the bottom do.
-    pub(crate) const fn pins_enough(&self, pinned: u64) -> bool {
-        pinned > self.memory_limit / 4
-    }
-
     /// Bytes of batches given to `Store::submit` that may be outstanding, a half of what work in progress may hold: the log
     /// keeps them twice, to be written and to be read.
     pub(crate) fn outstanding_bytes(&self) -> usize {
         usize::try_from(self.memory_limit / WORK_PART / 2).unwrap_or(usize::MAX)
     }
 
-    /// What the block cache may take beside `memtables` memtables and `pinned` bytes of indexes and filters.
-    pub(crate) fn cache_bytes(&self, memtables: usize, pinned: u64) -> u64 {
-        let work = self.memory_limit / WORK_PART;
-        let others = (self.tail_memory_bytes + memtables * self.memtable_bytes) as u64 + pinned + work;
-        self.memory_limit.saturating_sub(others).max(self.memory_limit / 8)
+    /// What blocks, indexes and filters may take beside `memtables` memtables and `held` bytes of those that only views
+    /// hold.
+    pub(crate) const fn table_memory_bytes(&self, memtables: usize, held: u64) -> u64 {
+        let others = (self.tail_memory_bytes + memtables * self.memtable_bytes) as u64 + held;
+        self.memory_limit.saturating_sub(others + self.memory_limit / WORK_PART)
+    }
+
+    /// The least that the block cache has, with the indexes and filters that are not pinned.
+    pub(crate) const fn cache_bytes_least(&self) -> u64 {
+        self.memory_limit / CACHE_PART
+    }
+
+    /// Indexes and filters that stay in memory as long as their table is open are no more than this: with as many
+    /// memtables as there may be, and the least of the cache, all fits into the limit.
+    pub(crate) const fn pinned_bytes_most(&self) -> u64 {
+        let least = self.cache_bytes_least();
+        let most = self.table_memory_bytes(self.frozen_memtables_max + 1, least);
+        if most > least { most } else { least }
     }
 
     /// Tiny sizes, so that a short test passes through rotation, flush and compaction.

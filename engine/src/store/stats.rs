@@ -33,6 +33,7 @@ impl StoreStats {
             + self.tree.held.memtable_bytes
             + self.log.tail_bytes
             + self.tree.pinned_bytes
+            + self.tree.lent_bytes
             + self.tree.cache_bytes
     }
 }

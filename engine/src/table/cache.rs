@@ -1,20 +1,28 @@
 //! The block cache: decoded data blocks, weighed in bytes, shared by all tables of a tree.
 //!
-//! Owns: the bound on its memory, what reads count. Never: blocks read by compaction, which
-//! would push out what readers use.
+//! Indexes and filters ([`Parts`]) come out of the same share of the memory: the blocks have what these leave, but never
+//! less than the least that they were given. Owns: that division, what reads count. Never: blocks read by compaction,
+//! which would push out what readers use.
 
 use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use quick_cache::Weighter;
 use quick_cache::sync::{Cache, DefaultLifecycle};
 
 use super::block::Block;
+use super::parts::Parts;
 use super::tally::{Counts, Event, Tally};
+use crate::limits::Options;
 
-/// Table file number (unique within the process) and offset of the block.
-type CacheKey = (u64, u64);
+/// After so many changes of the share without a question for an index or filter that is not pinned, these go.
+const UNASKED_MAX: u32 = 16;
+/// The least that blocks have is so many steps in which more is given or taken.
+const STEPS: u64 = 128;
+
+/// Table file number (unique within the process) and offset of the block, or which part.
+pub(super) type CacheKey = (u64, u64);
 
 #[derive(Clone, Copy, Debug)]
 struct ByBytes;
@@ -28,7 +36,7 @@ impl Weighter<CacheKey, Arc<Block>> for ByBytes {
 /// Keys are small numbers of our own: mixing them needs no secret, and a fixed function keeps
 /// simulated runs equal.
 #[derive(Clone, Copy, Debug, Default)]
-struct Mix(u64);
+pub(super) struct Mix(u64);
 
 impl Hasher for Mix {
     fn finish(&self) -> u64 {
@@ -47,34 +55,85 @@ impl Hasher for Mix {
     }
 }
 
+/// What is divided, in bytes.
+#[derive(Clone, Copy, Debug)]
+struct Share {
+    all: u64,
+    /// Blocks and what is not pinned have at least this.
+    least: u64,
+    /// What blocks were given last, and indexes and filters that are not pinned.
+    blocks: u64,
+    parts: u64,
+    /// Changes since an index or filter that is not pinned was asked for.
+    unasked: u32,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct BlockCache {
     blocks: Cache<CacheKey, Arc<Block>, ByBytes, BuildHasherDefault<Mix>>,
+    parts: Parts,
+    share: Mutex<Share>,
     next_table: AtomicU64,
     tally: Tally,
 }
 
 impl BlockCache {
+    /// Of tables that are read once and alone: indexes and filters stay as long as their table is open.
     pub(crate) fn new(bytes: u64, block_bytes: usize) -> Self {
+        Self::with(bytes, block_bytes, None)
+    }
+
+    /// Of a tree. [`BlockCache::set_share`] says how much it may have.
+    pub(crate) fn of(options: &Options) -> Self {
+        Self::with(options.memory_limit, options.block_bytes, Some(options))
+    }
+
+    fn with(bytes: u64, block_bytes: usize, options: Option<&Options>) -> Self {
         let items = usize::try_from(bytes / block_bytes.max(64) as u64).unwrap_or(usize::MAX).clamp(16, 1 << 22);
+        let least = options.map_or(bytes, Options::cache_bytes_least);
         Self {
             blocks: Cache::with(items, bytes, ByBytes, BuildHasherDefault::default(), DefaultLifecycle::default()),
+            parts: Parts::new(options),
+            share: Mutex::new(Share { all: bytes, least, blocks: bytes, parts: 0, unasked: 0 }),
             next_table: AtomicU64::new(0),
             tally: Tally::default(),
         }
     }
 
-    /// Holds at most this many bytes from now on.
-    pub(crate) fn set_capacity(&self, bytes: u64) {
-        if self.blocks.capacity() != bytes {
-            self.blocks.set_capacity(bytes);
+    /// Blocks, indexes and filters together may have so many bytes from now on.
+    pub(crate) fn set_share(&self, bytes: u64) {
+        let mut share = self.share.lock().unwrap_or_else(PoisonError::into_inner);
+        share.all = bytes;
+        share.unasked = if self.parts.was_asked() { 0 } else { share.unasked.saturating_add(1) };
+        if share.unasked == UNASKED_MAX {
+            self.parts.clear();
+        }
+        self.divide(&mut share);
+    }
+
+    /// An index or filter has come.
+    pub(super) fn divide_anew(&self) {
+        self.divide(&mut self.share.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn divide(&self, share: &mut Share) {
+        // In coarse steps: each change of a capacity takes all locks of its cache.
+        let step = (share.least / STEPS).max(1);
+        let left = share.all.saturating_sub(self.parts.pinned().next_multiple_of(step)).max(share.least);
+        if left / 2 != share.parts {
+            share.parts = left / 2;
+            self.parts.set_capacity(share.parts);
+        }
+        let blocks = left.saturating_sub(self.parts.lent().next_multiple_of(step));
+        if blocks != share.blocks {
+            share.blocks = blocks;
+            self.blocks.set_capacity(blocks);
         }
     }
 
-    /// Holds so many bytes less until [`BlockCache::set_capacity`] is told anew.
-    pub(crate) fn give_up(&self, bytes: u64) {
-        self.set_capacity(self.blocks.capacity().saturating_sub(bytes));
+    pub(super) const fn parts(&self) -> &Parts {
+        &self.parts
     }
 
     /// A number for a table that is being opened.
@@ -93,7 +152,11 @@ impl BlockCache {
     }
 
     pub(super) fn count(&self, event: Event) {
-        self.tally.count(event);
+        self.tally.count(event, 1);
+    }
+
+    pub(super) fn count_many(&self, event: Event, times: u64) {
+        self.tally.count(event, times);
     }
 
     /// What reads counted.
@@ -101,8 +164,18 @@ impl BlockCache {
         self.tally.counts()
     }
 
-    /// Bytes held.
+    /// Bytes of blocks held.
     pub(crate) fn bytes(&self) -> u64 {
         self.blocks.weight()
+    }
+
+    /// Bytes of the indexes and filters that are pinned.
+    pub(crate) fn pinned_bytes(&self) -> u64 {
+        self.parts.pinned()
+    }
+
+    /// Bytes of the other indexes and filters held.
+    pub(crate) fn lent_bytes(&self) -> u64 {
+        self.parts.lent()
     }
 }

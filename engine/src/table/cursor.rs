@@ -1,6 +1,8 @@
 //! Walks a table's entries in file order or backwards, lending each without a copy.
 //!
-//! Owns: which blocks are loaded and how far ahead. Never: the visibility of versions.
+//! An index that is not pinned is asked for many blocks at once and not kept: with a cursor in each of hundreds of
+//! history tables their indexes together would be more than the memory. Owns: which blocks are loaded and how far
+//! ahead. Never: the visibility of versions.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -10,11 +12,26 @@ use crate::lsn::Lsn;
 
 use super::block::Block;
 use super::format::Place;
+use super::index::Index;
+use super::parts::Lent;
 use super::reader::{Caching, Table};
 use super::{Bounds, EntryRef};
 
 /// Read at once by who passes over the cache, in bytes.
 const RUN_BYTES: u64 = 256 << 10;
+
+/// Of an index that is not pinned so many blocks are taken at once, first and at most.
+const STRETCH_FIRST: usize = 8;
+const STRETCH_MOST: usize = 128;
+
+/// A block on the way.
+#[derive(Clone, Copy, Debug)]
+struct Stop {
+    number: usize,
+    place: Place,
+    /// The range may end in it.
+    last: bool,
+}
 
 /// The block to load next.
 #[derive(Clone, Copy, Debug)]
@@ -33,7 +50,11 @@ pub(crate) struct TableCursor {
     bounds: Arc<Bounds>,
     reverse: bool,
     caching: Caching,
+    /// Behind those of `ahead`.
     next_block: Next,
+    /// Of an index that is not pinned: the next blocks, the nearest last.
+    ahead: Vec<Stop>,
+    stretch: usize,
     block: Option<Arc<Block>>,
     offset: u64,
     /// The entries of `block` that are left: `at..end`.
@@ -57,6 +78,8 @@ impl TableCursor {
             reverse,
             caching,
             next_block: Next::First,
+            ahead: Vec::new(),
+            stretch: STRETCH_FIRST,
             block: None,
             offset: 0,
             at: 0,
@@ -88,6 +111,7 @@ impl TableCursor {
         self.valid = matches!(moved, Ok(true));
         if !self.valid {
             (self.block, self.next_block) = (None, Next::None);
+            self.ahead.clear();
             (self.at, self.end) = (0, 0);
         }
         moved
@@ -115,52 +139,88 @@ impl TableCursor {
 
     /// Loads the next block that may hold wanted entries; false at the end.
     fn load(&mut self) -> Result<bool> {
-        let table = Arc::clone(&self.table);
-        let index = table.index()?;
-        let number = match self.next_block {
+        let Some(stop) = self.next_stop()? else { return Ok(false) };
+        let block = self.fetch(stop)?;
+        let damaged = |m| self.table.damaged(stop.place.offset, m);
+        let at = block.lower_bound(&self.bounds.low).map_err(damaged)?;
+        let end = if stop.last { block.lower_bound(&self.bounds.high).map_err(damaged)? } else { block.len() };
+        (self.at, self.end) = (at, end);
+        self.key.clear();
+        self.key.extend_from_slice(block.prefix());
+        (self.block, self.offset) = (Some(block), stop.place.offset);
+        Ok(true)
+    }
+
+    fn next_stop(&mut self) -> Result<Option<Stop>> {
+        if let Some(stop) = self.ahead.pop() {
+            return Ok(Some(stop));
+        }
+        if matches!(self.next_block, Next::None) {
+            return Ok(None);
+        }
+        let index = self.table.index_for(self.caching)?;
+        let most = if matches!(index, Lent::Pinned(_)) { 1 } else { self.stretch };
+        let (first, mut next) = self.stop_in(&index, self.next_block);
+        let mut ahead = std::mem::take(&mut self.ahead);
+        while ahead.len() + 1 < most
+            && let (Some(stop), behind) = self.stop_in(&index, next)
+        {
+            ahead.push(stop);
+            next = behind;
+        }
+        drop(index);
+        ahead.reverse();
+        self.stretch = most.saturating_mul(4).clamp(STRETCH_FIRST, STRETCH_MOST);
+        (self.next_block, self.ahead) = (next, ahead);
+        Ok(first)
+    }
+
+    /// The block at `next` by the index, and what is behind it; `None` at the end of the range.
+    fn stop_in(&self, index: &Index, next: Next) -> (Option<Stop>, Next) {
+        let (low, high) = (&self.bounds.low, &self.bounds.high);
+        let number = match next {
             Next::At(number) => number,
-            Next::First if !self.reverse => index.find(&self.bounds.low),
-            Next::First if self.bounds.high.is_empty() => index.len().saturating_sub(1),
-            Next::First => index.find(&self.bounds.high).min(index.len().saturating_sub(1)),
-            Next::None => return Ok(false),
+            Next::First if !self.reverse => index.find(low),
+            Next::First if high.is_empty() => index.len().saturating_sub(1),
+            Next::First => index.find(high).min(index.len().saturating_sub(1)),
+            Next::None => return (None, Next::None),
         };
-        let Some(place) = index.place(number) else { return Ok(false) };
+        let Some(place) = index.place(number) else { return (None, Next::None) };
         // Keys ascend from block to block: once one begins beyond the bound, all others do.
         let before = number.checked_sub(1);
         let beyond = if self.reverse {
-            !index.reaches(number, &self.bounds.low)
+            !index.reaches(number, low)
         } else {
-            !self.bounds.high.is_empty() && before.is_some_and(|b| index.reaches(b, &self.bounds.high))
+            !high.is_empty() && before.is_some_and(|b| index.reaches(b, high))
         };
         if beyond {
-            return Ok(false);
+            return (None, Next::None);
         }
-        let block = self.fetch(number, place)?;
-        let damaged = |m| table.damaged(place.offset, m);
-        self.at = block.lower_bound(&self.bounds.low).map_err(damaged)?;
-        self.end = if self.bounds.high.is_empty() || !index.reaches(number, &self.bounds.high) {
-            block.len()
-        } else {
-            block.lower_bound(&self.bounds.high).map_err(damaged)?
-        };
-        self.key.clear();
-        self.key.extend_from_slice(block.prefix());
-        (self.block, self.offset) = (Some(block), place.offset);
-        self.next_block = match before {
+        let behind = match before {
             _ if !self.reverse => Next::At(number + 1),
             Some(before) => Next::At(before),
             None => Next::None,
         };
-        Ok(true)
+        (Some(Stop { number, place, last: !high.is_empty() && index.reaches(number, high) }), behind)
     }
 
-    fn fetch(&mut self, number: usize, place: Place) -> Result<Arc<Block>> {
+    fn fetch(&mut self, stop: Stop) -> Result<Arc<Block>> {
+        let place = stop.place;
         if self.caching == Caching::Keep || self.reverse {
             return self.table.block(place, self.caching);
         }
         let (run, run_at) = &self.run;
         if place.offset < *run_at || place.offset + place.len > run_at + run.len() as u64 {
-            self.run = self.table.read_run(number, RUN_BYTES)?.unwrap_or_default();
+            self.run = match self.table.pinned_index() {
+                Some(index) => {
+                    let next = (stop.number + 1..index.len()).filter_map(|n| index.place(n));
+                    self.table.read_places(place, next, RUN_BYTES)?
+                }
+                None => {
+                    let next = self.ahead.iter().rev().map(|s| s.place);
+                    self.table.read_places(place, next, RUN_BYTES)?
+                }
+            };
         }
         self.table.block_in(place, &self.run.0, self.run.1)
     }

@@ -17,6 +17,20 @@ pub(crate) fn key_hash(key: &[u8]) -> u64 {
     xxh3_64(key)
 }
 
+/// A key as many filters are asked for it: what they look for is made once for all of them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Probe {
+    hash: u64,
+    masks: [u64; WORDS],
+}
+
+impl Probe {
+    /// For a key with this [`key_hash`].
+    pub(crate) fn of(hash: u64) -> Self {
+        Self { hash, masks: probe_masks(hash) }
+    }
+}
+
 /// One cache line of bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(align(64))]
@@ -66,8 +80,17 @@ impl Filter {
             .is_some_and(|block| block.0.iter().zip(probe_masks(hash)).all(|(w, m)| w & m == m))
     }
 
+    /// As [`Filter::may_contain`], but without a branch on what is in the filter: a processor waits for the memory of
+    /// several filters at once then. For a single one it costs more.
+    pub(crate) fn passes(&self, probe: &Probe) -> bool {
+        self.blocks.get(self.slot(probe.hash)).is_some_and(|line| {
+            let missing = line.0.iter().zip(probe.masks).fold(0, |missing, (w, m)| missing | (m & !w));
+            missing == 0
+        })
+    }
+
     /// Size in bytes.
-    const fn bytes(&self) -> usize {
+    pub(super) const fn bytes(&self) -> usize {
         self.blocks.len() * WORDS * 8
     }
 
@@ -115,6 +138,8 @@ mod tests {
             let hashes: Vec<u64> = keys.iter().map(|k| key_hash(k)).collect();
             let f = Filter::build(&hashes);
             prop_assert!(hashes.iter().all(|h| f.may_contain(*h)));
+            let others = (0..200_u64).map(|n| key_hash(&n.to_le_bytes()));
+            prop_assert!(hashes.iter().copied().chain(others).all(|h| f.passes(&Probe::of(h)) == f.may_contain(h)));
             prop_assert_eq!(Filter::decode(&f.encode()), Ok(f));
         }
 

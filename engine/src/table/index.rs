@@ -1,4 +1,4 @@
-//! Which data block of a table a key is in: pinned in memory while the table is open.
+//! Which data block of a table a key is in.
 //!
 //! Between two blocks stands a separator, a short key that is at or above the last key of the one
 //! and, unless versions of one key go on, below the first key of the other. Section payload: per
@@ -136,6 +136,17 @@ impl Index {
         let group_ends = ends_of_groups(&heads);
         let far_ends = ends_of_groups(&group_ends);
         Ok(Self { shared, heads, group_ends, far_ends, head_lens, rests, rest_ends, offsets })
+    }
+
+    /// Memory in bytes.
+    pub(super) const fn bytes(&self) -> u64 {
+        let offsets = match &self.offsets {
+            Offsets::Narrow(offsets) => offsets.capacity() * 4,
+            Offsets::Wide(offsets) => offsets.capacity() * 8,
+        };
+        let words = (self.heads.capacity() + self.group_ends.capacity()) * 8 + self.rest_ends.capacity() * 4;
+        let bytes = self.shared.capacity() + self.head_lens.capacity() + self.rests.capacity();
+        (size_of::<Self>() + offsets + words + bytes) as u64
     }
 
     /// Number of data blocks.

@@ -36,6 +36,7 @@ pub(crate) mod filter;
 pub(crate) mod format;
 mod index;
 pub(crate) mod inspect;
+mod parts;
 pub(crate) mod reader;
 mod sample;
 pub(crate) mod superseded;

@@ -1,9 +1,9 @@
 //! An open table: positional reads through the block cache, point look-ups and iteration.
 //!
 //! Properties and range deletes are checked and pinned at open, index and filter when a read first needs
-//! them, so that opening a large tree takes no longer than a small one; data blocks and commit times are
-//! read when asked for. Owns: the handle; the file itself is removed when the last handle of a
-//! table marked obsolete goes, be it one of before a repair. Never: writes.
+//! them, so that opening a large tree takes no longer than a small one, and only if there is room (`parts`);
+//! data blocks and commit times are read when asked for. Owns: the handle; the file itself is removed when the
+//! last handle of a table marked obsolete goes, be it one of before a repair. Never: writes.
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -18,18 +18,16 @@ use crate::lsn::{CommitTs, Lsn};
 
 use super::block::Block;
 use super::cache::BlockCache;
-use super::filter::Filter;
+use super::filter::{Filter, Probe};
 use super::format::{
     BlockKind, FOOTER_BYTES, FRAME_BYTES, Footer, FooterError, Origin, Place, Properties, RAW_BYTES_MAX, VERSION,
     decode_ranges, take_block, take_section,
 };
 use super::index::Index;
+use super::parts::{Lent, Part};
 use super::tally::Event;
 use super::times::Times;
 use super::{Hit, RangeDelete};
-
-/// Memory of an index per data block, about, in bytes.
-const INDEX_BYTES: u64 = 16;
 
 /// Whether a read leaves its blocks in the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,9 +66,12 @@ pub(crate) struct Table {
     pub(super) bytes: u64,
     pub(super) properties_at: Place,
     pub(super) properties: Properties,
+    /// Index and filter, once they are pinned.
     index: OnceLock<Index>,
     filter: OnceLock<Filter>,
-    filtered: bool,
+    bottom: bool,
+    /// Of a table at the bottom, from when its filter was first needed: whether it is read without.
+    unfiltered: OnceLock<bool>,
     /// See [`Table::standing_at`].
     ingested: Option<Lsn>,
     ranges: Vec<RangeDelete>,
@@ -104,7 +105,8 @@ impl Table {
             properties,
             index: OnceLock::new(),
             filter: OnceLock::new(),
-            filtered: true,
+            bottom: false,
+            unfiltered: OnceLock::new(),
             ingested: None,
             ranges,
             crowded: AtomicBool::new(false),
@@ -118,10 +120,9 @@ impl Table {
         self
     }
 
-    /// From now on it is read without its filter, which is not kept in memory then: for the many tables at the
-    /// bottom, when memory is short.
-    pub(crate) fn without_filter(mut self) -> Self {
-        self.filtered = false;
+    /// One of the many tables at the bottom: read without its filter if memory is short when that is first needed.
+    pub(crate) fn at_bottom(mut self) -> Self {
+        self.bottom = true;
         self
     }
 
@@ -140,22 +141,60 @@ impl Table {
         self.ingested.unwrap_or(written)
     }
 
-    pub(super) fn index(&self) -> Result<&Index> {
-        if let Some(index) = self.index.get() {
-            return Ok(index);
-        }
-        let index = self.raw().section(self.properties.index, self.id, BlockKind::Index, |b| Index::decode(&b))?;
-        self.make_room_for(self.index_bytes());
-        Ok(self.index.get_or_init(|| index))
+    pub(super) fn index(&self) -> Result<Lent<'_, Index>> {
+        self.index_for(Caching::Keep)
     }
 
-    pub(super) fn filter(&self) -> Result<&Filter> {
-        if let Some(filter) = self.filter.get() {
-            return Ok(filter);
+    pub(super) fn index_for(&self, caching: Caching) -> Result<Lent<'_, Index>> {
+        let at = self.properties.index;
+        self.part(&self.index, caching, || self.raw().section(at, self.id, BlockKind::Index, |b| Index::decode(&b)))
+    }
+
+    pub(super) fn pinned_index(&self) -> Option<&Index> {
+        self.index.get()
+    }
+
+    pub(super) fn filter(&self) -> Result<Lent<'_, Filter>> {
+        let at = self.properties.filter;
+        let load = || self.raw().section(at, self.id, BlockKind::Filter, |b| Filter::decode(&b));
+        self.part(&self.filter, Caching::Keep, load)
+    }
+
+    /// What is pinned, or lent; else what `load` reads, which is pinned if there is room.
+    fn part<'a, P: Part>(
+        &'a self,
+        pin: &'a OnceLock<P>,
+        caching: Caching,
+        load: impl FnOnce() -> Result<P>,
+    ) -> Result<Lent<'a, P>> {
+        if let Some(part) = pin.get() {
+            return Ok(Lent::Pinned(part));
         }
-        let filter = self.raw().section(self.properties.filter, self.id, BlockKind::Filter, |b| Filter::decode(&b))?;
-        self.make_room_for(self.properties.filter.len);
-        Ok(self.filter.get_or_init(|| filter))
+        let parts = self.cache.parts();
+        if let Some(part) = parts.get(self.number) {
+            return Ok(Lent::Shared(part));
+        }
+        let part = load()?;
+        self.cache.count(Event::PartLoaded);
+        let bytes = part.memory();
+        if parts.pin(bytes, self.properties.origin != Origin::History) {
+            let mut first = false;
+            let pinned = pin.get_or_init(|| {
+                first = true;
+                part
+            });
+            if !first {
+                parts.unpin(bytes);
+            }
+            self.cache.divide_anew();
+            return Ok(Lent::Pinned(pinned));
+        }
+        let part = Arc::new(part);
+        if caching == Caching::Keep {
+            parts.insert(self.number, &part);
+            self.cache.divide_anew();
+        }
+        Ok(Lent::Shared(part))
     }
 
     pub(crate) const fn id(&self) -> u128 {
@@ -243,24 +282,54 @@ impl Table {
         Ok(block)
     }
 
+    /// False if a filter that is pinned knows that the key is not here. Nothing is read or counted for the question.
+    pub(crate) fn may_hold(&self, probe: &Probe) -> bool {
+        self.filter.get().is_none_or(|filter| filter.passes(probe))
+    }
+
+    /// Counts look-ups that [`Table::may_hold`] spared, in this and other tables.
+    pub(crate) fn count_spared(&self, look_ups: u64) {
+        self.cache.count_many(Event::FilterSpared, look_ups);
+    }
+
     /// The newest version of `key`, whose filter hash is `hash`, at or below `lsn`.
     pub(crate) fn get(&self, key: &[u8], hash: u64, lsn: Lsn) -> Result<Option<Hit>> {
-        if self.filtered && !self.filter()?.may_contain(hash) {
+        let passed = match self.filter.get() {
+            Some(filter) => Some(filter.may_contain(hash)),
+            None => self.ask_filter(hash)?,
+        };
+        if passed == Some(false) {
             self.cache.count(Event::FilterSpared);
             return Ok(None);
         }
-        let found = self.look_up(key, lsn)?;
-        if self.filtered && found.is_none() {
+        let lent;
+        let index = match self.index.get() {
+            Some(index) => index,
+            None => {
+                lent = self.index()?;
+                &*lent
+            }
+        };
+        let found = self.look_up(index, key, lsn)?;
+        if passed.is_some() && found.is_none() {
             self.cache.count(Event::FilterWrong);
         }
         Ok(found)
     }
 
-    fn look_up(&self, key: &[u8], lsn: Lsn) -> Result<Option<Hit>> {
+    /// Whether a filter that is not pinned, or not yet, lets the key pass; `None` if the table is read without one.
+    #[cold]
+    fn ask_filter(&self, hash: u64) -> Result<Option<bool>> {
+        if self.bottom && *self.unfiltered.get_or_init(|| self.cache.parts().enough()) {
+            return Ok(None);
+        }
+        Ok(Some(self.filter()?.may_contain(hash)))
+    }
+
+    fn look_up(&self, index: &Index, key: &[u8], lsn: Lsn) -> Result<Option<Hit>> {
         if self.ingested.is_some_and(|at| lsn < at) {
             return Ok(None);
         }
-        let index = self.index()?;
         let mut at = index.find(key);
         while let Some(place) = index.place(at) {
             let block = self.block(place, Caching::Keep)?;
@@ -290,39 +359,28 @@ impl Table {
         hit.not_superseded(lsn).map_err(|m| self.damaged(0, m))
     }
 
-    /// Memory of index and filter, in bytes, about: of a history table what reads have needed so far, which is mostly
-    /// nothing; of others what reads will need.
-    pub(crate) fn pinned_bytes(&self) -> u64 {
-        let counts = |loaded: bool| loaded || self.properties.origin != Origin::History;
-        let filter = self.filtered && counts(self.filter.get().is_some());
-        let index = counts(self.index.get().is_some());
-        u64::from(index) * self.index_bytes() + u64::from(filter) * self.properties.filter.len
-    }
-
-    const fn index_bytes(&self) -> u64 {
-        self.properties.data_blocks * INDEX_BYTES
-    }
-
-    /// What a read loaded of a history table comes out of the cache's share; see [`Table::pinned_bytes`].
-    fn make_room_for(&self, bytes: u64) {
-        if self.properties.origin == Origin::History {
-            self.cache.give_up(bytes);
-        }
-    }
-
     /// Reads up to `buffer_max` bytes of whole blocks from block `at` on, for somebody who reads in order:
     /// the bytes and where they start. `None` past the last block.
     pub(super) fn read_run(&self, at: usize, buffer_max: u64) -> Result<Option<(Vec<u8>, u64)>> {
         let index = self.index()?;
         let Some(first) = index.place(at) else { return Ok(None) };
+        let next = (at + 1..index.len()).filter_map(|n| index.place(n));
+        self.read_places(first, next, buffer_max).map(Some)
+    }
+
+    /// [`Table::read_run`] of a block and those that stand behind it.
+    pub(super) fn read_places(
+        &self,
+        first: Place,
+        mut next: impl Iterator<Item = Place>,
+        buffer_max: u64,
+    ) -> Result<(Vec<u8>, u64)> {
         let mut end = first.offset + first.len;
-        let mut next = at + 1;
-        while let Some(place) = index.place(next).filter(|p| p.offset + p.len - first.offset <= buffer_max) {
+        while let Some(place) = next.next().filter(|p| p.offset + p.len - first.offset <= buffer_max) {
             end = place.offset + place.len;
-            next += 1;
         }
         let bytes = self.raw().read(Place { offset: first.offset, len: end - first.offset })?;
-        Ok(Some((bytes, first.offset)))
+        Ok((bytes, first.offset))
     }
 
     /// Bytes of the file, unchecked.
@@ -340,6 +398,14 @@ impl Table {
         let raw = take_block(&mut c, self.id, place.offset, BlockKind::Data).map_err(damaged)?;
         c.finish().map_err(damaged)?;
         Ok(Arc::new(Block::decode(raw).map_err(damaged)?))
+    }
+}
+
+impl Drop for Table {
+    fn drop(&mut self) {
+        let parts = self.cache.parts();
+        parts.unpin(self.index.get().map_or(0, Part::memory) + self.filter.get().map_or(0, Part::memory));
+        parts.forget(self.number);
     }
 }
 

@@ -4,7 +4,7 @@
 
 use crate::error::Result;
 
-use super::reader::Table;
+use super::reader::{Caching, Table};
 
 impl Table {
     /// Up to `count` keys, ascending, each with the bytes of data that lie between it and the one before, about. A key
@@ -13,7 +13,7 @@ impl Table {
     /// # Errors
     /// `Corruption` of the index, `Io`.
     pub(crate) fn sample_keys(&self, count: usize) -> Result<Vec<(Vec<u8>, u64)>> {
-        let index = self.index()?;
+        let index = self.index_for(Caching::Bypass)?;
         let (blocks, count) = (index.len(), count.min(index.len()));
         let share = self.bytes.checked_div(count as u64).unwrap_or_default();
         Ok((1..=count).map(|n| (index.separator(n * blocks / count - 1), share)).collect())

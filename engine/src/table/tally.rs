@@ -13,9 +13,11 @@ pub(super) enum Event {
     FilterSpared,
     /// The filter let a look-up pass whose key was not there.
     FilterWrong,
+    /// An index or filter was read from its file.
+    PartLoaded,
 }
 
-const EVENTS: usize = 4;
+const EVENTS: usize = 5;
 /// More threads than this share places.
 const PLACES: usize = 16;
 
@@ -35,6 +37,7 @@ pub(crate) struct Counts {
     pub(crate) cache_misses: u64,
     pub(crate) filter_spared: u64,
     pub(crate) filter_wrong: u64,
+    pub(crate) parts_loaded: u64,
 }
 
 static NEXT: AtomicUsize = AtomicUsize::new(0);
@@ -44,11 +47,11 @@ thread_local! {
 }
 
 impl Tally {
-    pub(super) fn count(&self, event: Event) {
+    pub(super) fn count(&self, event: Event, times: u64) {
         // A thread that is ending has no place any more: any other does as well.
         let place = MINE.try_with(|m| *m).unwrap_or_default();
         if let Some(counter) = self.0.get(place).and_then(|p| p.0.get(event as usize)) {
-            counter.fetch_add(1, Ordering::Relaxed);
+            counter.fetch_add(times, Ordering::Relaxed);
         }
     }
 
@@ -62,6 +65,7 @@ impl Tally {
             cache_misses: sum(Event::CacheMiss),
             filter_spared: sum(Event::FilterSpared),
             filter_wrong: sum(Event::FilterWrong),
+            parts_loaded: sum(Event::PartLoaded),
         }
     }
 }

@@ -17,6 +17,7 @@ use super::{Bounds, EntryRef, RangeDelete, TableFile, table_name, verify_table};
 use crate::error::Error;
 use crate::fs::Fs;
 use crate::fs::os::OsFs;
+use crate::limits::Options;
 use crate::lsn::{CommitTs, Lsn};
 use crate::value::Value;
 
@@ -66,6 +67,40 @@ fn read_all(table: &Arc<Table>, low: &[u8], high: &[u8], reverse: bool) -> Resul
         .into_iter()
         .reduce(|a, b| a.and_then(|a| b.map(|b| (assert_eq!(a, b), a).1)))
         .unwrap()
+}
+
+#[test]
+fn a_table_whose_index_is_not_pinned_reads_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let items = items(600);
+    let (path, _) = build(dir.path(), &items);
+    let pinned = open(&path).unwrap();
+    // The first has no room for anything, the second for parts that come and go.
+    for memory_limit in [0, 1 << 20] {
+        let options = Options { memory_limit, tail_memory_bytes: 0, memtable_bytes: 0, ..Options::tiny() };
+        let cache = Arc::new(BlockCache::of(&options));
+        cache.set_share(memory_limit / 8);
+        assert!(memory_limit == 0 || cache.parts().pin(options.pinned_bytes_most(), true), "no room for pins");
+        let table = Table::open(&os(), &path, &cache).map(Arc::new).unwrap();
+        let ends: Vec<Vec<u8>> = (0..items.len()).step_by(97).map(|n| items[n].key.clone()).collect();
+        for low in std::iter::once(Vec::new()).chain(ends.clone()) {
+            for high in std::iter::once(Vec::new()).chain(ends.clone()) {
+                for reverse in [false, true] {
+                    let read = |t: &Arc<Table>| read_all(t, &low, &high, reverse).unwrap();
+                    assert_eq!(read(&table), read(&pinned), "{low:?}..{high:?}, reverse: {reverse}");
+                }
+            }
+        }
+        for item in items.iter().step_by(31) {
+            let read = |t: &Table| owned(t.get(&item.key, key_hash(&item.key), item.lsn).unwrap());
+            assert_eq!(read(&table), read(&pinned));
+        }
+        assert!(table.pinned_index().is_none() && pinned.pinned_index().is_some());
+        assert_eq!(cache.lent_bytes() > 0, memory_limit > 0);
+        drop(table);
+        assert_eq!(cache.lent_bytes(), 0, "what is left of a table that nobody has open");
+        assert_eq!(cache.pinned_bytes(), if memory_limit == 0 { 0 } else { options.pinned_bytes_most() });
+    }
 }
 
 #[test]

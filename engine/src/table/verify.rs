@@ -274,7 +274,7 @@ impl Walk {
         // A separator is at or above all keys before it, and below those behind it or equal.
         let before = number.checked_sub(1).map(|n| index.separator(n)).unwrap_or_default();
         for i in 0..block.len() {
-            self.step(&table.properties, filter, block, i)?;
+            self.step(&table.properties, &filter, block, i)?;
             if self.key < before || !index.reaches(number, &self.key) {
                 return Err("the index does not fit the block");
             }

@@ -204,12 +204,11 @@ impl Tree {
 
     fn with(env: Env, dir: &Path, options: &Options, manifest: Manifest, stop: Stop) -> Result<Self> {
         let tables_dir = tables_dir(dir);
-        let cache = Arc::new(BlockCache::new(options.memory_limit, options.block_bytes));
+        let cache = Arc::new(BlockCache::of(options));
         let state = manifest.state();
         let spare = Memtable::spare(options.memtable_bytes);
         let active = Memtable::new(options.memtable_bytes, &spare);
-        let version =
-            open_tables(&env, &tables_dir, &cache, state, options, active).map_err(|e| manifest.explain(e))?;
+        let version = open_tables(&env, &tables_dir, &cache, state, active).map_err(|e| manifest.explain(e))?;
         let applier = Applier { epochs: state.epochs.clone(), timeline: state.timeline };
         let published = Published::new(version, state.flushed);
         let tree = Self {
@@ -449,14 +448,13 @@ impl Tree {
         self.look_after_change();
     }
 
-    /// Gives the block cache what memtables and tables leave of the memory, and measures what writers are slowed by.
+    /// Gives blocks, indexes and filters what memtables leave of the memory, and measures what writers are slowed by.
     fn look_after_change(&self) {
         let version = self.version();
-        // What readers hold of replaced versions is memory as well.
-        let tables = version.all_tables().chain(version.arriving());
-        let pinned = tables.map(|t| t.pinned_bytes()).sum::<u64>() + self.held_memtable_bytes();
-        // At least two: what one leaves behind waits for the next.
-        self.cache.set_capacity(self.options.cache_bytes(version.memtables().count().max(2), pinned));
+        // At least two: what one leaves behind waits for the next. What readers hold of replaced versions is memory as
+        // well.
+        let memtables = version.memtables().count().max(2);
+        self.cache.set_share(self.options.table_memory_bytes(memtables, self.held_memtable_bytes()));
         self.pressure.measure(&version, &self.options);
     }
 
@@ -469,25 +467,17 @@ impl Tree {
         let id = placed.file.id;
         let table = Table::open(&self.env.fs, &self.table_path(id), &self.cache)?.standing_at(placed.ingested);
         let version = self.version();
-        let pinned = version.all_tables().map(|t| t.pinned_bytes()).sum();
         let table = match version.all_tables().find(|t| t.id() == id) {
             Some(old) => table.in_place_of(old),
             None => table,
         };
-        Ok(Arc::new(if bottom && self.options.pins_enough(pinned) { table.without_filter() } else { table }))
+        Ok(Arc::new(if bottom { table.at_bottom() } else { table }))
     }
 }
 
-fn open_tables(
-    env: &Env,
-    dir: &Path,
-    cache: &Arc<BlockCache>,
-    state: &State,
-    options: &Options,
-    active: Memtable,
-) -> Result<Version> {
+fn open_tables(env: &Env, dir: &Path, cache: &Arc<BlockCache>, state: &State, active: Memtable) -> Result<Version> {
     let deepest = state.tables.iter().map(|p| p.level).filter(|l| *l < HISTORY).max().unwrap_or_default();
-    let (mut tables, mut pinned) = (Vec::new(), 0);
+    let mut tables = Vec::new();
     for Placed { level, file, ingested } in &state.tables {
         let path = dir.join(table_name(file.id));
         let table = Table::open(&env.fs, &path, cache)?;
@@ -496,8 +486,7 @@ fn open_tables(
         }
         let bottom = *level > 0 && *level == deepest;
         let table = table.standing_at(*ingested);
-        let table = if bottom && options.pins_enough(pinned) { table.without_filter() } else { table };
-        pinned += table.pinned_bytes();
+        let table = if bottom { table.at_bottom() } else { table };
         tables.push((*level, Arc::new(table)));
     }
     let mut version = Version::new(active, state.flushed, state.floor);

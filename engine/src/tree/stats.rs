@@ -102,8 +102,14 @@ pub struct TreeStats {
     pub filter_wrong: u64,
     /// Memory of the block cache, in bytes.
     pub cache_bytes: u64,
-    /// Memory of the indexes and filters of all tables, in bytes.
+    /// Memory of the indexes and filters that stay as long as their table is open, in bytes: of the tables that reads of
+    /// present keys have asked, up to a bound.
     pub pinned_bytes: u64,
+    /// Memory of the indexes and filters beyond that bound, and of history tables, in bytes: they make room for each other.
+    pub lent_bytes: u64,
+    /// Indexes and filters read from files. More than two a table that goes on growing says that the memory limit is too
+    /// small for the tables that are read.
+    pub parts_loaded: u64,
 }
 
 impl TreeStats {
@@ -228,7 +234,9 @@ impl Tree {
             filter_spared: reads.filter_spared,
             filter_wrong: reads.filter_wrong,
             cache_bytes: self.cache.bytes(),
-            pinned_bytes: version.all_tables().chain(version.arriving()).map(|t| t.pinned_bytes()).sum(),
+            pinned_bytes: self.cache.pinned_bytes(),
+            lent_bytes: self.cache.lent_bytes(),
+            parts_loaded: reads.parts_loaded,
         }
     }
 }

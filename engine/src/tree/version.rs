@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::lsn::{CommitTs, Lsn, Position};
 use crate::table::cursor::TableCursor;
-use crate::table::filter::key_hash;
+use crate::table::filter::{Probe, key_hash};
 use crate::table::reader::{Caching, Table};
 use crate::table::{Bounds, Hit, key_head};
 
@@ -22,6 +22,8 @@ use super::range_index::RangeIndex;
 pub(crate) const LEVELS: usize = 7;
 /// The deepest level.
 pub(crate) const LAST_LEVEL: u8 = LEVELS as u8 - 1;
+/// Filters of level 0 that are asked together.
+const TOGETHER: usize = 8;
 /// Where a manifest places history tables.
 pub(crate) const HISTORY: u8 = LEVELS as u8;
 
@@ -182,10 +184,8 @@ impl Version {
             }
         }
         let ([level0, sorted @ ..], [_, ends @ ..]) = (&self.levels, &self.ends);
-        for table in level0.iter() {
-            if let Some(found) = table.get(key, hash, lsn)? {
-                return Ok(Some(found));
-            }
+        if let Some(found) = find_overlapping(level0, key, hash, lsn)? {
+            return Ok(Some(found));
         }
         let head = key_head(key);
         for (level, ends) in sorted.iter().zip(ends).filter(|(l, _)| !l.is_empty()) {
@@ -250,6 +250,30 @@ impl Version {
         }
         Ok(best)
     }
+}
+
+/// Looks a key up in tables of which any may have it, the newest first. Filters are asked in groups, before anything
+/// else is done with their answers: their memory comes at the same time, and what they spared is counted once.
+fn find_overlapping(tables: &[Arc<Table>], key: &[u8], hash: u64, lsn: Lsn) -> Result<Option<Hit>> {
+    if tables.is_empty() {
+        return Ok(None);
+    }
+    let probe = Probe::of(hash);
+    for group in tables.chunks(TOGETHER) {
+        let passed = group.iter().rev().fold(0_u32, |passed, t| passed << 1 | u32::from(t.may_hold(&probe)));
+        let spared = group.len() as u64 - u64::from(passed.count_ones());
+        if let Some(table) = group.first().filter(|_| spared > 0) {
+            table.count_spared(spared);
+        }
+        for (n, table) in group.iter().enumerate() {
+            if passed >> n & 1 == 1
+                && let Some(found) = table.get(key, hash, lsn)?
+            {
+                return Ok(Some(found));
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// Looks a key up in tables that are sorted and do not overlap.

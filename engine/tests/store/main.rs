@@ -26,4 +26,5 @@ mod scrub;
 mod stall;
 mod submit;
 mod sweep;
+mod table_memory;
 mod world;
