@@ -103,6 +103,8 @@ impl Wake {
 ///
 /// Ten made merges fall so far behind two busy readers that scans had to look into twenty tables.
 const BACKGROUND: i32 = 5;
+/// As [`BACKGROUND`], of threads that only help others: where processors are short they get next to nothing.
+const SPARE: i32 = 15;
 
 /// On Linux niceness is a thread's own; elsewhere it is the process's, and stays.
 fn lower_priority(nice: i32) {
@@ -138,6 +140,14 @@ impl WorkerThread {
     /// As [`WorkerThread::spawn`].
     pub fn spawn_in_background(name: &str, wake: Wake, worker: impl Worker + 'static) -> std::io::Result<Self> {
         Self::spawn_at(name, wake, BACKGROUND, worker)
+    }
+
+    /// [`WorkerThread::spawn`] for work that others do as well: it is for processors that would be idle.
+    ///
+    /// # Errors
+    /// As [`WorkerThread::spawn`].
+    pub fn spawn_for_spare_time(name: &str, wake: Wake, worker: impl Worker + 'static) -> std::io::Result<Self> {
+        Self::spawn_at(name, wake, SPARE, worker)
     }
 
     #[expect(clippy::disallowed_methods, reason = "this is the execution seam")]

@@ -34,6 +34,8 @@ pub struct Line {
     pub rss_now_mib: u64,
     /// What the engine says of its own work.
     pub notes: String,
+    /// Writes a second of the thread that wrote beside the readers; 0 where none did.
+    pub writes_beside: f64,
     /// Sustained: the worst second's operations as a part of the median second's.
     pub worst_second: f64,
 }
@@ -54,6 +56,9 @@ impl Line {
         );
         if self.disk_bytes > 0 {
             let _ = write!(out, "  {} MiB on disk", self.disk_bytes >> 20);
+        }
+        if self.writes_beside > 0.0 {
+            let _ = write!(out, "  beside {:.0} writes/s", self.writes_beside);
         }
         if self.worst_second > 0.0 {
             let _ = write!(out, "  worst second {:.0} %", self.worst_second * 100.0);

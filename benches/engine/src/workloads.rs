@@ -43,6 +43,8 @@ struct Timed {
     ops: u64,
     time: Duration,
     latency: Histogram<u64>,
+    /// Writes of a thread beside.
+    beside: u64,
 }
 
 /// Runs the wanted workloads and prints a line of JSON each.
@@ -82,6 +84,7 @@ impl Run<'_> {
             ops: timed.ops,
             seconds,
             ops_per_second: timed.ops as f64 / seconds,
+            writes_beside: timed.beside as f64 / seconds,
             p50_us: us(0.5),
             p99_us: us(0.99),
             p999_us: us(0.999),
@@ -127,7 +130,7 @@ impl Run<'_> {
         ensure!(engine.get(&key(keys / 2), &mut |_| ())?, "a key is missing");
         let time = start.elapsed();
         latency.record(time.as_nanos() as u64)?;
-        Self::print(&self.line(&*engine, "larger-open", &Timed { ops: 1, time, latency }))?;
+        Self::print(&self.line(&*engine, "larger-open", &Timed { ops: 1, time, latency, beside: 0 }))?;
         for threads in [1, 2] {
             let timed = self.threads(threads, keys.min(LARGER_READS), |_, _, random, _| {
                 let (n, mut whole) = (random.below(keys), false);
@@ -250,7 +253,7 @@ impl Run<'_> {
         let time = start.elapsed();
         ensure!(count == present && bytes >= count * self.options.value_bytes as u64, "the scan missed something");
         latency.record(time.as_nanos() as u64 / count.max(1))?;
-        Ok(Timed { ops: count, time, latency })
+        Ok(Timed { ops: count, time, latency, beside: 0 })
     }
 
     /// One thread reads, timed, while another writes as fast as it can.
@@ -263,16 +266,17 @@ impl Run<'_> {
         let over = AtomicBool::new(false);
         std::thread::scope(|s| {
             let writer = s.spawn(|| {
-                let (mut random, mut v) = (Random::new(self.options.seed, 99), Vec::new());
+                let (mut random, mut v, mut writes) = (Random::new(self.options.seed, 99), Vec::new(), 0);
                 while !over.load(Ordering::Relaxed) {
                     write(&mut random, &mut v)?;
+                    writes += 1;
                 }
-                Ok(())
+                Ok(writes)
             });
             let timed = self.threads(1, reads, |_, _, random, _| read(random));
             over.store(true, Ordering::Relaxed);
-            writer.join().unwrap_or_else(|_| Err(anyhow::anyhow!("the writer panicked")))?;
-            timed
+            let beside = writer.join().unwrap_or_else(|_| Err(anyhow::anyhow!("the writer panicked")))?;
+            Ok(Timed { beside, ..timed? })
         })
     }
 
@@ -333,7 +337,7 @@ impl Run<'_> {
                 seconds.push(std::mem::take(&mut second));
             }
         }
-        let timed = Timed { ops: count, time: start.elapsed(), latency };
+        let timed = Timed { ops: count, time: start.elapsed(), latency, beside: 0 };
         let mut line = self.line(engine, "sustained", &timed);
         seconds.sort_unstable();
         let median = seconds.get(seconds.len() / 2).copied().unwrap_or_default();
@@ -397,7 +401,7 @@ impl Run<'_> {
             ops += done;
             latency.add(of_thread)?;
         }
-        Ok(Timed { ops, time, latency })
+        Ok(Timed { ops, time, latency, beside: 0 })
     }
 }
 

@@ -74,7 +74,7 @@ impl Store {
         for (n, wake) in self.wake_helpers.iter().enumerate() {
             let name = format!("compaction-{}", n + 2);
             let helper = MergeHelper { store: Arc::clone(self) };
-            threads.push(WorkerThread::spawn_in_background(&name, wake.clone(), helper).map_err(failed)?);
+            threads.push(WorkerThread::spawn_for_spare_time(&name, wake.clone(), helper).map_err(failed)?);
         }
         Ok(threads)
     }
