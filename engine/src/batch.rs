@@ -6,7 +6,7 @@
 //! operation on a key wins. Owns: building, checking limits, encode and decode. Never: LSNs, I/O.
 
 use crate::codec::{Cursor, Malformed, put_slice, put_varint, varint_len};
-use crate::limits::{BATCH_BYTES_MAX, BATCH_OPS_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX};
+use crate::limits::{BATCH_BYTES_MAX, BATCH_OPS_MAX, KEY_BYTES_MAX, METADATA_BYTES_MAX, VALUE_BYTES_MAX};
 use crate::lsn::{CommitTs, Lsn};
 use crate::value::Value;
 
@@ -89,6 +89,9 @@ pub enum LimitError {
     /// The value is too long.
     #[error("value of {0} bytes is over the limit of {VALUE_BYTES_MAX} bytes (16 MiB); split the value")]
     Value(usize),
+    /// The metadata is too long.
+    #[error("metadata of {0} bytes is over the limit of {METADATA_BYTES_MAX} bytes; put it into the value")]
+    Metadata(usize),
     /// The batch is too large in bytes.
     #[error("batch of {0} bytes is over the limit of {BATCH_BYTES_MAX} bytes (20 MiB); split the batch")]
     Bytes(usize),
@@ -169,6 +172,9 @@ impl Batch {
         Self::check_key(key)?;
         if value.data.len() > VALUE_BYTES_MAX {
             return Err(LimitError::Value(value.data.len()));
+        }
+        if value.metadata.len() > METADATA_BYTES_MAX {
+            return Err(LimitError::Metadata(value.metadata.len()));
         }
         self.check_room(key.len() + value.data.len() + value.metadata.len())?;
         let envelope = value.encoded_len();
@@ -321,6 +327,11 @@ mod tests {
         let mut b = Batch::new();
         assert_eq!(b.put(&vec![0; KEY_BYTES_MAX + 1], b"").err(), Some(LimitError::Key(KEY_BYTES_MAX + 1)));
         assert_eq!(b.put(b"k", &vec![0; VALUE_BYTES_MAX + 1]).err(), Some(LimitError::Value(VALUE_BYTES_MAX + 1)));
+        // What a read refuses must not be written.
+        let metadata = vec![0; METADATA_BYTES_MAX + 1];
+        let value = Value { expiry: None, metadata: &metadata, data: b"" };
+        let refused = b.put_with(Keyspace::USER, b"k", &value).err();
+        assert_eq!(refused, Some(LimitError::Metadata(METADATA_BYTES_MAX + 1)));
         assert_eq!(b.delete_range(b"b", b"b").err(), Some(LimitError::EmptyRange));
         assert!(b.is_empty());
         assert!(b.put(&vec![0; KEY_BYTES_MAX], &vec![0; VALUE_BYTES_MAX]).is_ok());

@@ -179,7 +179,7 @@ pub fn load(
     }
     crate::fs::create_dir_synced(&*env.fs, dir).map_err(|e| Error::io("create", dir, e))?;
     let _lock = crate::store::lock_directory(env, dir)?;
-    crate::store::clear_attempt(env, dir)?;
+    crate::store::begin_attempt(env, dir)?;
     let into = dir.join("tables");
     env.fs.create_dir_all(&into).map_err(|e| Error::io("create", &into, e))?;
     let mut checked = Vec::new();
@@ -197,6 +197,7 @@ pub fn load(
     let position = Position { epoch: Epoch(0), lsn: BASE, ts, chain: base_chain(&files) };
     let builder = Builder::create(env.clone(), dir, options, Some(&manifest_of(&files, position)))?;
     builder.finish_seed(identity)?;
+    crate::store::end_attempt(env, dir)?;
     let sum = |of: fn(&TableFile) -> u64| files.iter().map(of).sum();
     Ok(Loaded { position, tables: files.len() as u64, entries: sum(|f| f.entries), bytes: sum(|f| f.bytes) })
 }

@@ -41,7 +41,8 @@ use crate::batch::Keyspace;
 use crate::env::Env;
 use crate::error::{Error, Result};
 use crate::exec::Wake;
-use crate::fs::LockGuard;
+use crate::fault::{Bug, planted};
+use crate::fs::{LockGuard, OpenMode};
 use crate::limits::Options;
 use crate::log::{Log, Recovered};
 use crate::lsn::{CommitTs, Epoch, Lsn, Position, TimelineId};
@@ -112,20 +113,52 @@ pub(crate) fn lock_directory(env: &Env, dir: &Path) -> Result<Box<dyn LockGuard>
     })
 }
 
-/// Removes what an attempt to make a store left that did not come to its end; refuses where there is a store.
-pub(crate) fn clear_attempt(env: &Env, dir: &Path) -> Result<()> {
+/// Stands in a directory while a store is made there.
+const CREATING: &str = "CREATING";
+
+/// Begins to make a store: removes what an earlier attempt left that did not come to its end. Parts of a store without
+/// an identity that are of no such attempt are a checkpoint, or a store that lost it: they are not touched.
+pub(crate) fn begin_attempt(env: &Env, dir: &Path) -> Result<()> {
+    let refused = |what: &str| Err(Error::Directory { path: dir.to_owned(), what: what.into() });
     if Identity::read(env, dir)?.is_some() {
-        let what = "there is a store here already; open it or choose another directory".into();
-        return Err(Error::Directory { path: dir.to_owned(), what });
+        return refused("there is a store here already; open it or choose another directory");
+    }
+    let mark = dir.join(CREATING);
+    let attempted = env.fs.exists(&mark).map_err(|e| Error::io("look for", &mark, e))?;
+    for part in ["log", "tables", "manifest"] {
+        let path = dir.join(part);
+        if !env.fs.exists(&path).map_err(|e| Error::io("look for", &path, e))? {
+            continue;
+        }
+        let holds = !env.fs.list(&path).map_err(|e| Error::io("list", &path, e))?.is_empty();
+        if holds && !attempted && !planted(Bug::ClearAnything) {
+            return refused(
+                "parts of a store are here, but no IDENTITY: a checkpoint, or a store that lost it; nothing was changed; \
+                 choose another directory, or move them away",
+            );
+        }
+    }
+    if !attempted {
+        env.fs.open(&mark, OpenMode::CreateNew).map_err(|e| Error::io("create", &mark, e))?;
+        // Before there is any part: a crash must not leave parts without it.
+        env.fs.sync_dir(dir).map_err(|e| Error::io("sync", dir, e))?;
     }
     for part in ["log", "tables", "manifest"] {
-        // Parts without an identity are such an attempt.
         let path = dir.join(part);
         if env.fs.exists(&path).map_err(|e| Error::io("look for", &path, e))? {
             env.fs.remove_dir_all(&path).map_err(|e| Error::io("remove", &path, e))?;
         }
     }
     forget_evidence(env, dir)
+}
+
+/// The store is made, or was at the last start: what stands here is no attempt.
+pub(crate) fn end_attempt(env: &Env, dir: &Path) -> Result<()> {
+    let mark = dir.join(CREATING);
+    match env.fs.remove_file(&mark) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.map_err(|e| Error::io("remove", &mark, e)),
+    }
 }
 
 impl Store {
@@ -137,10 +170,11 @@ impl Store {
     pub fn create(env: Env, dir: &Path, options: &Options, identity: Identity) -> Result<Self> {
         crate::fs::create_dir_synced(&*env.fs, dir).map_err(|e| Error::io("create", dir, e))?;
         let lock = lock_directory(&env, dir)?;
-        clear_attempt(&env, dir)?;
+        begin_attempt(&env, dir)?;
         Tree::create(env.clone(), dir, options, Position::default())?;
         drop(Log::open(&env, dir, options, Lsn::ZERO, Position::default())?);
         identity.write(&env, dir)?;
+        end_attempt(&env, dir)?;
         Self::open_locked(env, dir, options, (identity, false), lock)
     }
 
@@ -170,6 +204,7 @@ impl Store {
         let lock = lock_directory(&env, dir)?;
         let (identity, ingested) = Identity::read_from(&*env.fs, dir)?.ok_or_else(missing)?;
         refuse(dir, ingested)?;
+        end_attempt(&env, dir)?;
         Self::open_locked(env, dir, options, (identity, ingested), lock)
     }
 

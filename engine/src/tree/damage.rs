@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use super::{TableScrub, Tree, lock};
 use crate::error::Error;
+use crate::inspect::bytes_are_lost;
 use crate::table::parse_table_name;
 use crate::table::reader::Table;
 
@@ -65,9 +66,14 @@ impl Tree {
         }
     }
 
-    /// Notes what the error says if it names a table of the tree; else it is given back.
+    /// Notes what the error says if it is of lost bytes of a table of the tree; else it is given back.
     pub(super) fn note_error(&self, e: Error) -> Result<(), Error> {
-        let Error::Corruption { path, .. } = &e else { return Err(e) };
+        let path = match &e {
+            Error::Corruption { path, .. } => path,
+            // What the disk does not give is as good as damaged: it would fail the same merge at each start.
+            Error::Io { path, source, .. } if bytes_are_lost(source) => path,
+            _ => return Err(e),
+        };
         let id = path.file_name().and_then(|n| n.to_str()).and_then(parse_table_name);
         let table = id.and_then(|id| self.version().all_tables().find(|t| t.id() == id).cloned());
         let Some(table) = table else { return Err(e) };

@@ -3,8 +3,8 @@
 //! Owns: the order file synced → directory synced → manifest edit synced → memtable let go. Never:
 //! truncation; a memtable holds committed records only \[I2\].
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, TryLockError};
 
 use crate::error::{Error, Result};
 use crate::exec::Progress;
@@ -105,9 +105,15 @@ impl Tree {
         let open = |p: &Placed| self.open_table(p, false).map(|t| (p.level, t));
         let mut tables = out.done().iter().map(open).collect::<Result<Vec<_>>>()?;
         let mut added = out.done().to_vec();
-        // No merge may start, or end in the same level, between the choice of levels and the edit.
-        let compacting = (!frozen.over.tables.is_empty()).then(|| lock(&self.compacting));
+        // No merge may start, or end in the same level, between the choice of levels and the edit. Nobody who writes waits
+        // for who merges everything under that lock: level 0 takes any table, whatever is merged.
+        let compacting = (!frozen.over.tables.is_empty()).then(|| self.compacting.try_lock());
         if let Some(compacting) = &compacting {
+            let compacting = match compacting {
+                Ok(compacting) => Some(&**compacting),
+                Err(TryLockError::Poisoned(poisoned)) => Some(&**poisoned.get_ref()),
+                Err(TryLockError::WouldBlock) => None,
+            };
             for (placed, table) in self.place(compacting, &tables, &frozen.over) {
                 added.push(placed);
                 tables.push((placed.level, table));

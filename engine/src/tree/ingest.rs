@@ -106,15 +106,18 @@ impl Tree {
     }
 
     /// What the manifest is to say of arriving tables: their levels beside the tables that there are, and the `fresh`
-    /// ones of level 0, which are older.
+    /// ones of level 0, which are older. Level 0 where nobody knows what is merged.
     pub(super) fn place(
         &self,
-        compacting: &Compacting,
+        compacting: Option<&Compacting>,
         fresh: &[(u8, Arc<Table>)],
         over: &Arriving,
     ) -> Vec<(Placed, Arc<Table>)> {
         let fresh: Vec<_> = fresh.iter().filter(|(level, _)| *level == 0).map(|(_, t)| Arc::clone(t)).collect();
-        let levels = levels_of(&self.version(), &fresh, &over.tables, compacting.merging_into());
+        let levels = match compacting {
+            Some(compacting) => levels_of(&self.version(), &fresh, &over.tables, compacting.merging_into()),
+            None => vec![0; over.tables.len()],
+        };
         let with_level = over.placed.iter().zip(levels).map(|(placed, level)| Placed { level, ..*placed });
         with_level.zip(over.tables.iter().cloned()).collect()
     }

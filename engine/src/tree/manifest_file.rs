@@ -122,7 +122,9 @@ impl Manifest {
         let mut state = self.state.clone();
         state.apply(edit)?;
         // A file whose version does not speak of ingested tables gets none.
-        if self.len > ROTATE_BYTES.max(4 * self.state_bytes) || self.version < state.version() {
+        if self.len > ROTATE_BYTES.max(4 * self.state_bytes).min(MANIFEST_BYTES_MAX / 2)
+            || self.version < state.version()
+        {
             let old = self.dir.join(manifest_name(self.number));
             *self = write_file(&self.fs, &self.dir, self.number + 1, state, stop)?;
             // A file that stays is removed at the next open.

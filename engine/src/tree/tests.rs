@@ -17,6 +17,8 @@ use crate::table::verify_table;
 use crate::value::Value;
 
 #[cfg(feature = "sim")]
+mod arriving;
+#[cfg(feature = "sim")]
 mod crash;
 #[cfg(feature = "sim")]
 mod held;

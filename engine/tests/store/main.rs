@@ -9,6 +9,7 @@
 )]
 
 mod bulk;
+mod create;
 mod embedded;
 mod exhaustive;
 mod faults;

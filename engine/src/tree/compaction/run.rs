@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::exec::Progress;
 use crate::lsn::{CommitTs, Lsn};
 use crate::tree::manifest::{Edit, Placed};
@@ -255,8 +255,7 @@ impl Tree {
                 match table.lsn_at(old_enough) {
                     Ok(found) => floor = found.map_or(floor, |t| floor.max(t)),
                     // Without its times the floor stays lower, which is safe.
-                    Err(e @ Error::Corruption { .. }) => self.note_damaged(table, e.to_string()),
-                    Err(e) => return Err(e),
+                    Err(e) => self.note_error(e)?,
                 }
             }
             state.floor = (old_enough, floor);
@@ -380,6 +379,7 @@ impl Tree {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Error;
     use crate::limits::Options;
     use crate::tree::tests::{Head, check_files, env, get, put};
 

@@ -274,3 +274,24 @@ fn short_reads_change_nothing() {
         assert_eq!(crate::table::verify_table(&world.env.fs, &tree.table_path(file.id)).unwrap(), file);
     }
 }
+
+#[test]
+fn a_sector_that_a_merge_cannot_read_is_damage_of_its_table_and_not_the_end() {
+    let script = Script::new(27);
+    let mut noted = 0;
+    for nth in 1..30 {
+        let world = World::new(nth);
+        let tree = Tree::create(world.env.clone(), Path::new(DATA), &options(), Position::default()).unwrap();
+        for record in &script.records {
+            apply(&tree, record);
+            tree.flush_all().unwrap();
+        }
+        world.fs.fail_nth(OpClass::Read, nth, FaultKind::Eio);
+        while tree.compact_step().unwrap_or_else(|e| panic!("read {nth} fails: {e}")) == Progress::Worked {}
+        assert!(world.fatal.messages().is_empty(), "read {nth}");
+        noted += tree.damage().len();
+        world.fs.clear_faults();
+        script.check(&tree, "the disk gives it again");
+    }
+    assert!(noted > 10, "{noted}");
+}
