@@ -146,7 +146,7 @@ impl Shared {
         let written = crate::fs::write_atomic(&*self.env.fs, &self.log_dir, INTENT, &intent.encode());
         if let Err(e) = written {
             let path = self.log_dir.join(INTENT);
-            return Err(match Error::io("write", &path, e) {
+            return Err(match Error::from(e) {
                 // Once it has its name, a later start finishes the cut: there is no going on beside it.
                 full @ Error::DiskFull { .. } if matches!(self.env.fs.exists(&path), Ok(false)) => full,
                 other => self.fatal(&other),

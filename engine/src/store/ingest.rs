@@ -128,7 +128,7 @@ impl Store {
     }
 
     /// A file whose sync failed may look whole ever after, and may not be \[I3\].
-    fn final_if_sync(&self, e: Error) -> Error {
+    pub(super) fn final_if_sync(&self, e: Error) -> Error {
         match e {
             Error::Io { action: "sync", path, source } => self.tree.sync_failed(&path, &source),
             other => other,
