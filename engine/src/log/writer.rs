@@ -20,7 +20,7 @@ use crate::batch::LimitError;
 use crate::codec::Malformed;
 use crate::error::{Error, Result};
 use crate::fault::{Bug, planted};
-use crate::limits::BATCH_BYTES_MAX;
+use crate::limits::{BATCH_BYTES_MAX, COMMIT_TS_MAX};
 use crate::lsn::{CommitTs, Epoch, Lsn, Position};
 use crate::record::{self, Header, Kind, Record, RecordError, TimelineStart};
 
@@ -131,7 +131,7 @@ impl Shared {
         }
         self.append_frame(|out, last| {
             let lsn = last.lsn.next();
-            let header = Header { kind, epoch, lsn, ts: CommitTs(wall.0.max(last.ts.0 + 1)), session, sequence };
+            let header = Header { kind, epoch, lsn, ts: next_ts(last, wall), session, sequence };
             encode(out, last, &header, fill_body)
         })
     }
@@ -148,7 +148,7 @@ impl Shared {
             if start.fork != last.lsn || new_lsn <= last.lsn {
                 return Err(RecordError::Discontinuous { epoch, lsn: new_lsn, after: last.lsn }.into());
             }
-            let ts = CommitTs(wall.0.max(last.ts.0 + 1));
+            let ts = next_ts(last, wall);
             let header = Header { kind, epoch, lsn: new_lsn, ts, session: 0, sequence: 0 };
             encode(out, last, &header, |body| body.extend_from_slice(&start.encode()))
         })
@@ -469,13 +469,18 @@ pub(super) fn new_salt(env: &crate::env::Env) -> u32 {
     (env.rng.next_u64() as u32).max(1)
 }
 
+/// Later than all before, and the clock's time where that is.
+fn next_ts(last: &Position, wall: CommitTs) -> CommitTs {
+    CommitTs(wall.0.min(COMMIT_TS_MAX).max(last.ts.0.saturating_add(1)))
+}
+
 fn encode(
     out: &mut Vec<u8>,
     last: &Position,
     header: &Header,
     fill_body: impl FnOnce(&mut Vec<u8>),
 ) -> Result<Position> {
-    if header.epoch < last.epoch {
+    if header.epoch < last.epoch || header.ts.0 > COMMIT_TS_MAX {
         let (epoch, lsn) = (header.epoch, header.lsn);
         return Err(RecordError::Discontinuous { epoch, lsn, after: last.lsn }.into());
     }

@@ -144,6 +144,37 @@ fn a_log_can_be_cut_at_every_lsn() {
 }
 
 #[test]
+fn a_commit_time_without_room_above_it_does_not_follow_and_is_not_given() {
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let [(one, _), (two, _)] = dirs.each_ref().map(|d| open(&real().0, d.path()).unwrap());
+    for ts in [u64::MAX, u64::MAX - 1, u64::MAX / 2 + 1] {
+        let mut bytes = Vec::new();
+        let header = crate::record::Header {
+            kind: Kind::Batch,
+            epoch: Epoch(1),
+            lsn: Lsn(1),
+            ts: CommitTs(ts),
+            session: 0,
+            sequence: 0,
+        };
+        crate::record::encode(&mut bytes, Position::default().chain, &header, |_| ());
+        let record = Record::decode(&bytes).unwrap();
+        assert!(matches!(one.append_record(&record), Err(Error::Record(_))), "{ts}");
+    }
+    // A clock that is far off gives the latest time there is, and then none.
+    let far = two.append(Kind::Batch, Epoch(1), CommitTs(u64::MAX), 0, 0, b"x").unwrap();
+    assert_eq!(far.ts, CommitTs(u64::MAX / 2));
+    assert!(matches!(put(&two, b"y"), Err(Error::Record(_))));
+    assert_eq!(
+        one.append_record(
+            &Record::decode(&two.reader(Lsn(1)).unwrap().next(Lsn(1), 1).unwrap().unwrap().bytes).unwrap()
+        )
+        .unwrap(),
+        far
+    );
+}
+
+#[test]
 fn slots_keep_the_log_until_they_lag_too_far() {
     let dir = tempfile::tempdir().unwrap();
     let (log, _) = open(&real().0, dir.path()).unwrap();
