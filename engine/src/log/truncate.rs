@@ -222,19 +222,23 @@ impl Shared {
         self.fatal_io(action, path, e)
     }
 
+    /// Takes what is above `end`, in the segment `seq` and later ones, from the readers' sight. Returns the later ones.
+    pub(super) fn hide_above(&self, end: Lsn, seq: u64) -> Vec<Arc<Segment>> {
+        let mut segments = lock(&self.segments);
+        // Who misses a later segment, or reads on where bytes are to vanish, must learn that there was a cut.
+        self.written.store(end.0, Ordering::Release);
+        lock(&self.tail).cut(end);
+        let keep = segments.partition_point(|s| s.seq <= seq);
+        segments.split_off(keep).into_iter().collect()
+    }
+
     fn apply_cut(&self, head: &mut Head, end: Position, segment: &Arc<Segment>, offset: u64) -> Result<()> {
         let mut prepare = lock(&self.prepare);
         // First: whoever sees another record in the place of one that is cut sees this.
         self.cuts.fetch_add(1, Ordering::SeqCst);
         // Readers must see the cut before bytes vanish under them.
-        let gone: Vec<_> = {
-            let mut segments = lock(&self.segments);
-            let keep = segments.partition_point(|s| s.seq <= segment.seq);
-            segments.split_off(keep).into_iter().collect()
-        };
+        let gone = self.hide_above(end.lsn, segment.seq);
         lock(&self.sink).cut();
-        lock(&self.tail).cut(end.lsn);
-        self.written.store(end.lsn.0, Ordering::Release);
         self.appended.reset_after_truncation(end.lsn);
         self.durable.reset_after_truncation(end.lsn);
         segment.forget_above(end.lsn);

@@ -143,6 +143,32 @@ fn a_log_can_be_cut_at_every_lsn() {
     }
 }
 
+/// A cut takes its segments from the readers before their bytes go: whoever reads in between sees the cut, not damage.
+#[test]
+fn a_reader_in_the_middle_of_a_cut_reads_up_to_it_and_finds_no_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = open(&real().0, dir.path()).unwrap();
+    fill(&log, 1000);
+    log.sync_to(Lsn(1000)).unwrap();
+    // Now memory lets go of what is written.
+    fill(&log, 10);
+    log.sync_to(Lsn(1010)).unwrap();
+    let (mut low, mut high) = (log.reader(Lsn(1)).unwrap(), log.reader(Lsn(1)).unwrap());
+    low.next(Lsn(20), usize::MAX).unwrap();
+    while high.next_lsn() <= Lsn(60) {
+        high.next(Lsn(200), 1000).unwrap();
+    }
+    let seq = log.shared.segment_for(Lsn(60)).unwrap().seq;
+    let later = log.shared.hide_above(Lsn(59), seq);
+    assert!(later.len() > 3, "{} segments", later.len());
+    let mut read = Vec::new();
+    while let Some(chunk) = low.next(Lsn::MAX, usize::MAX).unwrap() {
+        read.extend(records(&chunk).into_iter().map(|(lsn, _)| lsn.0));
+    }
+    assert_eq!(read, (21..=59).collect::<Vec<_>>());
+    assert!(matches!(high.next(Lsn::MAX, usize::MAX), Err(Error::Record(_))));
+}
+
 #[test]
 fn a_commit_time_without_room_above_it_does_not_follow_and_is_not_given() {
     let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
