@@ -10,7 +10,7 @@
 //! into files), `reader`, `recovery` (with `files`), `truncate`, `slots`.
 //!
 //! Locks, in the order in which they may be taken: `releasing`, leadership of the gate, `head`, `prepare`,
-//! `segments`, `tail`. None but the leadership is held across a commit's I/O; `head` is held while
+//! `segments`, the table of slots or `tail`. None but the leadership is held across a commit's I/O; `head` is held while
 //! a segment is made only if the one made ahead is not ready.
 
 use std::collections::VecDeque;
