@@ -420,7 +420,11 @@ impl Shared {
 
     /// Ends the log: data may have been lost under it \[I3\]. Every later call fails.
     fn fatal(&self, error: &Error) -> Error {
-        let why = error.to_string();
+        self.stop(error.to_string())
+    }
+
+    /// [`Shared::fatal`] with the reason in words.
+    fn stop(&self, why: String) -> Error {
         if self.stopped.set(why.clone()).is_ok() {
             (self.env.fatal)(&why);
             self.appended.close();

@@ -14,7 +14,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::reader::Frames;
 use super::segment::{self, FRAMES_AT, Segment};
-use super::writer::{Head, Prepare};
+use super::writer::{Head, Leading, Prepare};
 use super::{Shared, lock};
 use crate::codec::{Cursor, Malformed};
 use crate::env::Env;
@@ -118,10 +118,8 @@ impl Shared {
         if lsn < committed && !planted(Bug::CutBelowCommit) {
             return Err(Error::BelowCommit { asked: lsn, committed });
         }
-        let lead = self.gate.acquire(&*self.env.clock);
-        let done = self.cut_alone(lsn);
-        self.gate.end(&lead, &*self.env.clock);
-        done
+        let _leading = Leading::new(self, self.gate.acquire(&*self.env.clock));
+        self.cut_alone(lsn)
     }
 
     fn cut_alone(self: &Arc<Self>, lsn: Lsn) -> Result<Option<CutTail>> {

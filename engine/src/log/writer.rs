@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::gate::Gather;
+use super::gate::{Gather, Lead};
 use super::segment::{self, Blank, FRAMES_AT, Segment};
 use super::sink::Piece;
 use super::{Progress, Shared, frame, lock};
@@ -114,6 +114,31 @@ pub(super) struct Prepare {
 impl Prepare {
     pub(super) const fn new(next_seq: u64, spares: VecDeque<PathBuf>) -> Self {
         Self { next_seq, blank: None, ready: false, spares }
+    }
+}
+
+/// The leadership while work is done under it. Dropped, it ends; by a panic, the log stops first, for nobody knows what
+/// was written, and the others would wait for ever.
+pub(super) struct Leading<'a> {
+    log: &'a Shared,
+    lead: Lead,
+    /// The work is part of an orderly end after a panic elsewhere.
+    panicked_before: bool,
+}
+
+impl<'a> Leading<'a> {
+    pub(super) fn new(log: &'a Shared, lead: Lead) -> Self {
+        Self { log, lead, panicked_before: std::thread::panicking() }
+    }
+}
+
+impl Drop for Leading<'_> {
+    fn drop(&mut self) {
+        let Self { log, lead, panicked_before } = self;
+        if std::thread::panicking() && !*panicked_before {
+            log.stop("a thread panicked while it wrote the log for all".to_owned());
+        }
+        log.gate.end(lead, &*log.env.clock);
     }
 }
 
@@ -270,9 +295,9 @@ impl Shared {
         if lock(&self.head).pending.is_empty() && self.durable.get() >= self.appended.get() {
             return Ok(Progress::Idle);
         }
-        let lead = self.gate.acquire(&*self.env.clock);
+        let leading = Leading::new(self, self.gate.acquire(&*self.env.clock));
         let done = self.write_group(true);
-        self.gate.end(&lead, &*self.env.clock);
+        drop(leading);
         done.map(|()| Progress::Worked)
     }
 
@@ -285,8 +310,9 @@ impl Shared {
         let done = || self.written() >= lsn || self.appended.get() < lsn || self.stopped.get().is_some();
         // Nothing to gather for: a write costs what two wake-ups cost.
         if let Some(lead) = self.gate.queue(&*self.env.clock, Gather::No, done) {
+            let leading = Leading::new(self, lead);
             let written = self.write_group(false);
-            self.gate.end(&lead, &*self.env.clock);
+            drop(leading);
             written?;
         }
         self.check_stopped()
@@ -311,11 +337,12 @@ impl Shared {
         // A cut below `lsn` ends the wait too: the record is gone.
         let done = || self.durable.get() >= lsn || self.appended.get() < lsn || self.stopped.get().is_some();
         if let Some(lead) = self.gate.queue(&*self.env.clock, Gather::Yes, done) {
+            let leading = Leading::new(self, lead);
             let written = self.write_group(true);
             if written.is_ok() {
                 synced(self.durable.get());
             }
-            self.gate.end(&lead, &*self.env.clock);
+            drop(leading);
             written?;
         }
         self.check_stopped()?;

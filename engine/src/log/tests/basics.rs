@@ -169,6 +169,35 @@ fn a_reader_in_the_middle_of_a_cut_reads_up_to_it_and_finds_no_damage() {
     assert!(matches!(high.next(Lsn::MAX, usize::MAX), Err(Error::Record(_))));
 }
 
+/// The work of a group is led by one of its threads: if that one panics, the log stops and nobody waits for ever.
+#[test]
+fn a_panic_while_leading_stops_the_log_and_leaves_nobody_waiting() {
+    let dir = tempfile::tempdir().unwrap();
+    let (env, fatal) = real();
+    let (log, _) = open(&env, dir.path()).unwrap();
+    let log = Arc::new(log);
+    put(&log, b"a").unwrap();
+    let leader = Arc::clone(&log);
+    assert!(std::thread::spawn(move || leader.sync_to_and(Lsn(1), |_| panic!("on purpose"))).join().is_err());
+    let (told, outcomes) = std::sync::mpsc::channel();
+    for n in 0..3 {
+        let (log, told) = (Arc::clone(&log), told.clone());
+        std::thread::spawn(move || {
+            let done = match n {
+                0 => put(&log, b"b").and_then(|p| log.sync_to(p.lsn)),
+                1 => put(&log, b"c").and_then(|p| log.write_to(p.lsn)),
+                _ => log.truncate_above(Lsn::ZERO, Lsn::ZERO).map(|_| ()),
+            };
+            let _ = told.send(done);
+        });
+    }
+    for _ in 0..3 {
+        let done = outcomes.recv_timeout(std::time::Duration::from_secs(20)).expect("nobody waits for ever");
+        assert!(matches!(done, Err(Error::Stopped(_))), "{done:?}");
+    }
+    assert_eq!(fatal.load(Ordering::SeqCst), 1);
+}
+
 #[test]
 fn a_commit_time_without_room_above_it_does_not_follow_and_is_not_given() {
     let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
