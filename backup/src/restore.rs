@@ -275,7 +275,7 @@ fn prepare(fs: &dyn Fs, dir: &Path, digest: ContentHash) -> Result<(PathBuf, Box
     }
     let tables = work.join("tables");
     fs.create_dir_all(&tables).map_err(io("create", &tables))?;
-    write_atomic(fs, &work, MARKER, digest.to_string().as_bytes()).map_err(io("write", &work.join(MARKER)))?;
+    write_atomic(fs, &work, MARKER, digest.to_string().as_bytes()).map_err(mainstay_engine::Error::from)?;
     Ok((work, lock))
 }
 

@@ -178,6 +178,16 @@ pub(crate) fn bytes(n: u64) -> String {
     if n < 1 << 20 { format!("{:.1} KiB", n as f64 / 1024.0) } else { format!("{:.1} MiB", n as f64 / 1_048_576.0) }
 }
 
+impl From<crate::fs::NotReplaced> for Error {
+    fn from(e: crate::fs::NotReplaced) -> Self {
+        match e {
+            crate::fs::NotReplaced::Write { path, source } => Error::io("write", &path, source),
+            // Not `DiskFull`, whatever the system says: nobody may try again.
+            crate::fs::NotReplaced::Sync { path, source } => Error::Io { action: "sync", path, source },
+        }
+    }
+}
+
 impl Error {
     /// What may be concluded when a write fails with this.
     #[must_use]

@@ -14,6 +14,9 @@ pub const BATCH_OPS_MAX: usize = 100_000;
 pub const INGEST_TABLES_MAX: usize = 4096;
 /// Largest metadata block of a value envelope in bytes.
 pub const METADATA_BYTES_MAX: usize = 4 * 1024;
+/// Latest commit timestamp, in microseconds since 1970: a later one in a record is refused, or no record could ever
+/// follow it. The half of what there is, for whoever adds to a timestamp.
+pub const COMMIT_TS_MAX: u64 = u64::MAX / 2;
 /// Largest log segment in bytes: recovery reads one whole into memory.
 pub const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 /// Most writes given to `Store::submit` that are not completed; one more is refused. Of their bytes it is a sixteenth of

@@ -25,7 +25,7 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use crate::codec::{Cursor, Malformed};
 use crate::fault::{Bug, planted};
-use crate::limits::BATCH_BYTES_MAX;
+use crate::limits::{BATCH_BYTES_MAX, COMMIT_TS_MAX};
 use crate::lsn::{Chain, ClusterId, CommitTs, Epoch, Lsn, Position, TimelineId};
 
 /// Bytes in front of a record's body.
@@ -257,7 +257,8 @@ impl<'a> Record<'a> {
             }
             Kind::Batch | Kind::EpochStart | Kind::Ingest => h.lsn == prev.lsn.next(),
         };
-        if dense && h.epoch >= prev.epoch && h.ts > prev.ts && self.chain == chain_after(prev.chain, self.hash) {
+        let later = h.ts > prev.ts && h.ts.0 <= COMMIT_TS_MAX;
+        if dense && h.epoch >= prev.epoch && later && self.chain == chain_after(prev.chain, self.hash) {
             Ok(())
         } else {
             Err(RecordError::Discontinuous { epoch: h.epoch, lsn: h.lsn, after: prev.lsn })

@@ -248,15 +248,50 @@ pub fn read_file(fs: &dyn Fs, path: &Path, max: u64) -> io::Result<Vec<u8>> {
 /// sync, rename, directory sync \[I3\].
 ///
 /// # Errors
-/// The operating system's.
-pub fn write_atomic(fs: &dyn Fs, dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+/// The operating system's, and what it answered to.
+pub fn write_atomic(fs: &dyn Fs, dir: &Path, name: &str, bytes: &[u8]) -> Result<(), NotReplaced> {
     let tmp = dir.join(format!("{name}.tmp"));
-    if fs.exists(&tmp)? {
-        fs.remove_file(&tmp)?;
+    let prepare = || -> io::Result<Arc<dyn File>> {
+        if fs.exists(&tmp)? {
+            fs.remove_file(&tmp)?;
+        }
+        let file = fs.open(&tmp, OpenMode::CreateNew)?;
+        file.write_all_at(bytes, 0)?;
+        Ok(file)
+    };
+    let path = dir.join(name);
+    let failed = |source| NotReplaced::Write { path: path.clone(), source };
+    let file = prepare().map_err(failed)?;
+    file.sync_data().map_err(|source| NotReplaced::Sync { path: tmp.clone(), source })?;
+    fs.rename(&tmp, &path).map_err(failed)?;
+    fs.sync_dir(dir).map_err(|source| NotReplaced::Sync { path: dir.to_owned(), source })
+}
+
+/// Why [`write_atomic`] failed.
+#[derive(Debug, thiserror::Error)]
+pub enum NotReplaced {
+    /// It could not be written; the old content stays.
+    #[error("cannot write {}: {source}", path.display())]
+    Write {
+        /// What was to be replaced.
+        path: PathBuf,
+        /// The operating system's answer.
+        source: io::Error,
+    },
+    /// A sync failed, which is final whatever the reason \[I3\]: the content may be either.
+    #[error("cannot sync {}: {source}", path.display())]
+    Sync {
+        /// File or directory.
+        path: PathBuf,
+        /// The operating system's answer.
+        source: io::Error,
+    },
+}
+
+impl From<NotReplaced> for io::Error {
+    fn from(e: NotReplaced) -> Self {
+        match e {
+            NotReplaced::Write { source, .. } | NotReplaced::Sync { source, .. } => source,
+        }
     }
-    let file = fs.open(&tmp, OpenMode::CreateNew)?;
-    file.write_all_at(bytes, 0)?;
-    file.sync_data()?;
-    fs.rename(&tmp, &dir.join(name))?;
-    fs.sync_dir(dir)
 }

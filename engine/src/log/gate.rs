@@ -55,7 +55,7 @@ pub(super) struct Gate {
     free: Condvar,
 }
 
-/// The leadership. Ended by [`Gate::end`], not by dropping: what the leader did decides who wakes.
+/// The leadership. Ended by [`Gate::end`], which `writer::Leading` calls, after a panic too.
 #[derive(Debug)]
 #[must_use]
 pub(super) struct Lead {

@@ -10,7 +10,7 @@
 //! into files), `reader`, `recovery` (with `files`), `truncate`, `slots`.
 //!
 //! Locks, in the order in which they may be taken: `releasing`, leadership of the gate, `head`, `prepare`,
-//! `segments`, `tail`. None but the leadership is held across a commit's I/O; `head` is held while
+//! `segments`, the table of slots or `tail`. None but the leadership is held across a commit's I/O; `head` is held while
 //! a segment is made only if the one made ahead is not ready.
 
 use std::collections::VecDeque;
@@ -420,7 +420,11 @@ impl Shared {
 
     /// Ends the log: data may have been lost under it \[I3\]. Every later call fails.
     fn fatal(&self, error: &Error) -> Error {
-        let why = error.to_string();
+        self.stop(error.to_string())
+    }
+
+    /// [`Shared::fatal`] with the reason in words.
+    fn stop(&self, why: String) -> Error {
         if self.stopped.set(why.clone()).is_ok() {
             (self.env.fatal)(&why);
             self.appended.close();

@@ -191,7 +191,11 @@ impl<'a> Walk<'a> {
                 // Removing the segments above a cut had begun.
                 self.cut_is_live |= self.at_cut();
             }
-            expected = Some(seq + 1);
+            let Some(next) = seq.checked_add(1) else {
+                let what = "no log gets as far as this number: the file is not this node's; move it away";
+                return Err(Error::Directory { path: candidate.path, what: what.into() });
+            };
+            expected = Some(next);
             if self.cut_is_live {
                 self.unused.push(candidate.path);
                 continue;

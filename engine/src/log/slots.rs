@@ -94,9 +94,9 @@ impl Shared {
         let held = self.retained();
         // Bytes of segments wholly above a slot, the part of the segment it is in left out.
         let lag = |at: Lsn| held.iter().filter(|(base, _)| *base >= at).map(|(_, bytes)| bytes).sum::<u64>();
-        let floor = self.slots.floor(|at| lag(at) > self.retained_bytes).min(flushed);
+        let too_far = |at| lag(at) > self.retained_bytes;
         let mut removed = 0;
-        while let Some(oldest) = self.pop_released(floor) {
+        while let Some(oldest) = self.pop_released(flushed, too_far) {
             let path = &oldest.path;
             let fits = oldest.bytes == self.segment_bytes && lock(&self.prepare).spares.len() < self.spares_max;
             let spare = fits.then(|| segment::spare_path(&self.log_dir, oldest.seq));
@@ -153,8 +153,10 @@ impl Shared {
         lock(&self.segments).get(1).is_some_and(|next| next.base.lsn <= flushed && next.header_synced())
     }
 
-    fn pop_released(&self, floor: Lsn) -> Option<Arc<super::Segment>> {
+    fn pop_released(&self, flushed: Lsn, lags_too_far: impl Fn(Lsn) -> bool) -> Option<Arc<super::Segment>> {
         let mut segments = lock(&self.segments);
+        // Looked at each time, and under this lock: who has a slot and then finds its place in the log keeps it.
+        let floor = self.slots.floor(lags_too_far).min(flushed);
         // Recovery has to find a segment to start with, so the next one's header must be on disk.
         let next = segments.get(1)?;
         if next.base.lsn <= floor && next.header_synced() { segments.pop_front() } else { None }

@@ -14,7 +14,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::reader::Frames;
 use super::segment::{self, FRAMES_AT, Segment};
-use super::writer::{Head, Prepare};
+use super::writer::{Head, Leading, Prepare};
 use super::{Shared, lock};
 use crate::codec::{Cursor, Malformed};
 use crate::env::Env;
@@ -118,10 +118,8 @@ impl Shared {
         if lsn < committed && !planted(Bug::CutBelowCommit) {
             return Err(Error::BelowCommit { asked: lsn, committed });
         }
-        let lead = self.gate.acquire(&*self.env.clock);
-        let done = self.cut_alone(lsn);
-        self.gate.end(&lead, &*self.env.clock);
-        done
+        let _leading = Leading::new(self, self.gate.acquire(&*self.env.clock));
+        self.cut_alone(lsn)
     }
 
     fn cut_alone(self: &Arc<Self>, lsn: Lsn) -> Result<Option<CutTail>> {
@@ -146,7 +144,7 @@ impl Shared {
         let written = crate::fs::write_atomic(&*self.env.fs, &self.log_dir, INTENT, &intent.encode());
         if let Err(e) = written {
             let path = self.log_dir.join(INTENT);
-            return Err(match Error::io("write", &path, e) {
+            return Err(match Error::from(e) {
                 // Once it has its name, a later start finishes the cut: there is no going on beside it.
                 full @ Error::DiskFull { .. } if matches!(self.env.fs.exists(&path), Ok(false)) => full,
                 other => self.fatal(&other),
@@ -222,19 +220,23 @@ impl Shared {
         self.fatal_io(action, path, e)
     }
 
+    /// Takes what is above `end`, in the segment `seq` and later ones, from the readers' sight. Returns the later ones.
+    pub(super) fn hide_above(&self, end: Lsn, seq: u64) -> Vec<Arc<Segment>> {
+        let mut segments = lock(&self.segments);
+        // Who misses a later segment, or reads on where bytes are to vanish, must learn that there was a cut.
+        self.written.store(end.0, Ordering::Release);
+        lock(&self.tail).cut(end);
+        let keep = segments.partition_point(|s| s.seq <= seq);
+        segments.split_off(keep).into_iter().collect()
+    }
+
     fn apply_cut(&self, head: &mut Head, end: Position, segment: &Arc<Segment>, offset: u64) -> Result<()> {
         let mut prepare = lock(&self.prepare);
         // First: whoever sees another record in the place of one that is cut sees this.
         self.cuts.fetch_add(1, Ordering::SeqCst);
         // Readers must see the cut before bytes vanish under them.
-        let gone: Vec<_> = {
-            let mut segments = lock(&self.segments);
-            let keep = segments.partition_point(|s| s.seq <= segment.seq);
-            segments.split_off(keep).into_iter().collect()
-        };
+        let gone = self.hide_above(end.lsn, segment.seq);
         lock(&self.sink).cut();
-        lock(&self.tail).cut(end.lsn);
-        self.written.store(end.lsn.0, Ordering::Release);
         self.appended.reset_after_truncation(end.lsn);
         self.durable.reset_after_truncation(end.lsn);
         segment.forget_above(end.lsn);

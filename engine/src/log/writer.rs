@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::gate::Gather;
+use super::gate::{Gather, Lead};
 use super::segment::{self, Blank, FRAMES_AT, Segment};
 use super::sink::Piece;
 use super::{Progress, Shared, frame, lock};
@@ -20,7 +20,7 @@ use crate::batch::LimitError;
 use crate::codec::Malformed;
 use crate::error::{Error, Result};
 use crate::fault::{Bug, planted};
-use crate::limits::BATCH_BYTES_MAX;
+use crate::limits::{BATCH_BYTES_MAX, COMMIT_TS_MAX};
 use crate::lsn::{CommitTs, Epoch, Lsn, Position};
 use crate::record::{self, Header, Kind, Record, RecordError, TimelineStart};
 
@@ -117,6 +117,31 @@ impl Prepare {
     }
 }
 
+/// The leadership while work is done under it. Dropped, it ends; by a panic, the log stops first, for nobody knows what
+/// was written, and the others would wait for ever.
+pub(super) struct Leading<'a> {
+    log: &'a Shared,
+    lead: Lead,
+    /// The work is part of an orderly end after a panic elsewhere.
+    panicked_before: bool,
+}
+
+impl<'a> Leading<'a> {
+    pub(super) fn new(log: &'a Shared, lead: Lead) -> Self {
+        Self { log, lead, panicked_before: std::thread::panicking() }
+    }
+}
+
+impl Drop for Leading<'_> {
+    fn drop(&mut self) {
+        let Self { log, lead, panicked_before } = self;
+        if std::thread::panicking() && !*panicked_before {
+            log.stop("a thread panicked while it wrote the log for all".to_owned());
+        }
+        log.gate.end(lead, &*log.env.clock);
+    }
+}
+
 impl Shared {
     pub(super) fn append(
         &self,
@@ -131,7 +156,7 @@ impl Shared {
         }
         self.append_frame(|out, last| {
             let lsn = last.lsn.next();
-            let header = Header { kind, epoch, lsn, ts: CommitTs(wall.0.max(last.ts.0 + 1)), session, sequence };
+            let header = Header { kind, epoch, lsn, ts: next_ts(last, wall), session, sequence };
             encode(out, last, &header, fill_body)
         })
     }
@@ -148,7 +173,7 @@ impl Shared {
             if start.fork != last.lsn || new_lsn <= last.lsn {
                 return Err(RecordError::Discontinuous { epoch, lsn: new_lsn, after: last.lsn }.into());
             }
-            let ts = CommitTs(wall.0.max(last.ts.0 + 1));
+            let ts = next_ts(last, wall);
             let header = Header { kind, epoch, lsn: new_lsn, ts, session: 0, sequence: 0 };
             encode(out, last, &header, |body| body.extend_from_slice(&start.encode()))
         })
@@ -270,9 +295,9 @@ impl Shared {
         if lock(&self.head).pending.is_empty() && self.durable.get() >= self.appended.get() {
             return Ok(Progress::Idle);
         }
-        let lead = self.gate.acquire(&*self.env.clock);
+        let leading = Leading::new(self, self.gate.acquire(&*self.env.clock));
         let done = self.write_group(true);
-        self.gate.end(&lead, &*self.env.clock);
+        drop(leading);
         done.map(|()| Progress::Worked)
     }
 
@@ -285,8 +310,9 @@ impl Shared {
         let done = || self.written() >= lsn || self.appended.get() < lsn || self.stopped.get().is_some();
         // Nothing to gather for: a write costs what two wake-ups cost.
         if let Some(lead) = self.gate.queue(&*self.env.clock, Gather::No, done) {
+            let leading = Leading::new(self, lead);
             let written = self.write_group(false);
-            self.gate.end(&lead, &*self.env.clock);
+            drop(leading);
             written?;
         }
         self.check_stopped()
@@ -311,11 +337,12 @@ impl Shared {
         // A cut below `lsn` ends the wait too: the record is gone.
         let done = || self.durable.get() >= lsn || self.appended.get() < lsn || self.stopped.get().is_some();
         if let Some(lead) = self.gate.queue(&*self.env.clock, Gather::Yes, done) {
+            let leading = Leading::new(self, lead);
             let written = self.write_group(true);
             if written.is_ok() {
                 synced(self.durable.get());
             }
-            self.gate.end(&lead, &*self.env.clock);
+            drop(leading);
             written?;
         }
         self.check_stopped()?;
@@ -469,13 +496,18 @@ pub(super) fn new_salt(env: &crate::env::Env) -> u32 {
     (env.rng.next_u64() as u32).max(1)
 }
 
+/// Later than all before, and the clock's time where that is.
+fn next_ts(last: &Position, wall: CommitTs) -> CommitTs {
+    CommitTs(wall.0.min(COMMIT_TS_MAX).max(last.ts.0.saturating_add(1)))
+}
+
 fn encode(
     out: &mut Vec<u8>,
     last: &Position,
     header: &Header,
     fill_body: impl FnOnce(&mut Vec<u8>),
 ) -> Result<Position> {
-    if header.epoch < last.epoch {
+    if header.epoch < last.epoch || header.ts.0 > COMMIT_TS_MAX {
         let (epoch, lsn) = (header.epoch, header.lsn);
         return Err(RecordError::Discontinuous { epoch, lsn, after: last.lsn }.into());
     }

@@ -63,7 +63,7 @@ impl Evidence {
     }
 
     pub(super) fn write(&self, env: &Env, dir: &Path) -> Result<()> {
-        fs::write_atomic(&*env.fs, dir, NAME, &self.encode()).map_err(|e| Error::io("write", &dir.join(NAME), e))
+        Ok(fs::write_atomic(&*env.fs, dir, NAME, &self.encode())?)
     }
 
     /// Reads the file; no file is no evidence, and so is a damaged one: it can only add safety.

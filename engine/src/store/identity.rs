@@ -86,7 +86,7 @@ impl Identity {
     /// [`Identity::write`] for a directory whose log may hold ingest records.
     pub(super) fn write_with(&self, env: &Env, dir: &Path, ingested: bool) -> Result<()> {
         let bytes = self.encode(ingested);
-        fs::write_atomic(&*env.fs, dir, NAME, &bytes).map_err(|e| Error::io("write", &dir.join(NAME), e))
+        Ok(fs::write_atomic(&*env.fs, dir, NAME, &bytes)?)
     }
 
     /// Reads the file; `None` when the directory has none (no store was made here).

@@ -128,7 +128,7 @@ impl Store {
     }
 
     /// A file whose sync failed may look whole ever after, and may not be \[I3\].
-    fn final_if_sync(&self, e: Error) -> Error {
+    pub(super) fn final_if_sync(&self, e: Error) -> Error {
         match e {
             Error::Io { action: "sync", path, source } => self.tree.sync_failed(&path, &source),
             other => other,
@@ -160,7 +160,7 @@ impl Store {
             self.apply_upto(last.lsn)?;
         }
         self.check_room()?;
-        let now = CommitTs(self.env.clock.wall().0.max(last.ts.0 + 1));
+        let now = CommitTs(self.env.clock.wall().0.max(last.ts.0.saturating_add(1)));
         let _applier = self.applier.lock().unwrap_or_else(PoisonError::into_inner);
         let position = self.log.append(Kind::Ingest, last.epoch, now, 0, 0, body)?;
         // They are the record's now.

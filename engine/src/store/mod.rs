@@ -304,7 +304,8 @@ impl Store {
     pub fn set_timeline(&self, timeline: TimelineId) -> Result<()> {
         let mut identity = self.identity.lock().unwrap_or_else(PoisonError::into_inner);
         let next = Identity { timeline, ..*identity };
-        next.write_with(&self.env, &self.dir, self.ingested.load(Ordering::Relaxed))?;
+        let written = next.write_with(&self.env, &self.dir, self.ingested.load(Ordering::Relaxed));
+        written.map_err(|e| self.final_if_sync(e))?;
         // Only now: who sees the new one here takes it for done.
         *identity = next;
         Ok(())
@@ -434,7 +435,7 @@ impl Store {
         let mut saved = self.evidence.lock().unwrap_or_else(PoisonError::into_inner);
         let lowered = Evidence { durable: saved.durable.min(lsn), committed: saved.committed.min(lsn) };
         if lsn >= committed && lowered != *saved {
-            lowered.write(&self.env, &self.dir)?;
+            lowered.write(&self.env, &self.dir).map_err(|e| self.final_if_sync(e))?;
             *saved = lowered;
         }
         self.log.truncate_above(lsn, committed)
@@ -464,7 +465,7 @@ impl Store {
         let mut saved = self.evidence.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Evidence { durable: self.log.durable().get(), committed: self.committed.get() };
         if now.durable > saved.durable || now.committed > saved.committed {
-            now.write(&self.env, &self.dir)?;
+            now.write(&self.env, &self.dir).map_err(|e| self.final_if_sync(e))?;
             *saved = now;
         }
         Ok(())

@@ -14,8 +14,10 @@ use crate::tree::Cause;
 
 /// Waits below this are saved up.
 const GRAIN: Duration = Duration::from_millis(1);
-/// No writer waits longer at once.
+/// No writer waits longer for what others wrote.
 const LONGEST: Duration = Duration::from_millis(100);
+/// Nor longer than this in all, however large its batch is.
+const LONGEST_OWN: Duration = Duration::from_secs(1);
 
 /// Time that writers were held back for one cause.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -93,12 +95,14 @@ impl Pace {
         }
     }
 
-    /// Gives `cost` its time after all that was given before; the wait that this means at `now`.
+    /// Gives `cost` its time after all that was given before; the wait that this means at `now`. What is booked for
+    /// others to wait for reaches no further than [`LONGEST`]: a debt that no single wait pays would hold up small
+    /// writes long after those who made it.
     fn schedule(&self, now: Duration, cost: Duration) -> Duration {
         let ns = |d: Duration| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX);
         let (now, cost) = (ns(now), ns(cost));
         // Time that nobody used is lost: a pause earns no burst.
-        let add = |used: u64| Some(used.max(now).saturating_add(cost));
+        let add = |used: u64| Some(used.max(now).saturating_add(cost).min(now.saturating_add(ns(LONGEST))));
         let before = self.used_ns.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).unwrap_or(now);
         Duration::from_nanos(before.max(now).saturating_add(cost) - now)
     }
@@ -117,7 +121,7 @@ impl Store {
         if wait < GRAIN {
             return Duration::ZERO;
         }
-        let wait = wait.min(LONGEST);
+        let wait = wait.min(LONGEST_OWN);
         let [flush, level0, levels, _] = &self.pace.accounts;
         match slow.cause {
             Cause::Flush => flush.add(wait),
@@ -162,7 +166,7 @@ mod tests {
         assert_eq!(store.pace(1 << 20), Duration::ZERO, "nobody compacts, so waiting is of no use");
         store.pace.turn_on();
         let wait = store.pace(1 << 20);
-        assert!(wait > GRAIN && wait <= LONGEST, "{wait:?}");
+        assert!(wait > GRAIN && wait <= LONGEST_OWN, "{wait:?}");
         let stalls = store.stats().stalls;
         assert_eq!((stalls.level0.count, stalls.flush.count, stalls.levels.count), (1, 0, 0));
         // A submitted write does not wait; its completion does, and those behind it.
@@ -188,5 +192,14 @@ mod tests {
         assert_eq!(pace.schedule(ms(1001), ms(4)), ms(7));
         assert_eq!(pace.schedule(ms(1008), ms(4)), ms(4));
         assert_eq!(pace.schedule(ms(9000), ms(4)), ms(4));
+    }
+
+    #[test]
+    fn what_large_batches_leave_behind_holds_no_later_write_up_for_long() {
+        let (pace, ms) = (Pace::default(), Duration::from_millis);
+        assert_eq!(pace.schedule(ms(1000), ms(60_000)), ms(60_000));
+        let wait = pace.schedule(ms(1010), ms(1));
+        assert!(wait <= LONGEST + ms(1), "{wait:?}");
+        assert_eq!(pace.schedule(ms(1200), ms(1)), ms(1));
     }
 }

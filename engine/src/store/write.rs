@@ -50,7 +50,7 @@ impl Store {
             let (lsn, after) = (last.lsn.next(), last.lsn);
             return Err(crate::record::RecordError::Discontinuous { epoch, lsn, after }.into());
         }
-        let now = CommitTs(self.env.clock.wall().0.max(last.ts.0 + 1));
+        let now = CommitTs(self.env.clock.wall().0.max(last.ts.0.saturating_add(1)));
         if !conditions.is_empty() {
             self.check(conditions, now)?;
         }
@@ -201,7 +201,7 @@ impl Store {
             self.committed.raise(last.lsn);
             self.apply_upto(last.lsn)?;
         }
-        let now = CommitTs(self.env.clock.wall().0.max(last.ts.0 + 1));
+        let now = CommitTs(self.env.clock.wall().0.max(last.ts.0.saturating_add(1)));
         if !conditions.is_empty() {
             self.check(conditions, now)?;
         }

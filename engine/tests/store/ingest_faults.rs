@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use mainstay_engine::Error;
 use mainstay_engine::bulk::Place;
 use mainstay_engine::exec::Progress;
-use mainstay_engine::fs::sim::FaultKind;
+use mainstay_engine::fs::sim::{FaultKind, OpClass};
 use mainstay_engine::fs::{Fs, OpenMode};
 use mainstay_engine::store::Store;
+use mainstay_engine::{Error, TimelineId};
 
 use crate::ingest::{World, at_each_age, key, options};
 use crate::world::DIR;
@@ -46,6 +46,32 @@ fn a_disk_without_room_refuses_before_anything_is_in_the_store() {
         }
     }
     assert!(refused > 10 && done > 10, "refused {refused}, done {done}");
+}
+
+/// A failed sync is final, whatever was synced and whatever the disk says \[I3\].
+#[test]
+fn a_failed_sync_of_an_ingest_or_a_new_timeline_ends_the_store() {
+    let mut syncs = Vec::new();
+    for class in [OpClass::SyncData, OpClass::SyncDir] {
+        for kind in [FaultKind::Eio, FaultKind::NoSpace] {
+            for nth in 1.. {
+                let world = World::new(nth);
+                (0..20).for_each(|n| _ = world.put(&key(n), b"old"));
+                world.settle();
+                let ready = world.tables("new", 10..40);
+                world.fs.fail_nth(class, nth, kind);
+                let done = world.store().ingest(&ready, Place::Copy).map(|_| ());
+                let done = done.and_then(|()| world.store().set_timeline(TimelineId(77)));
+                if done.is_ok() {
+                    syncs.push(nth - 1);
+                    break;
+                }
+                let what = format!("{class:?} {nth}, {kind:?}: {done:?}");
+                assert_eq!(world.fatal.messages().len(), 1, "{what}");
+            }
+        }
+    }
+    assert!(syncs.iter().all(|n| *n >= 3), "{syncs:?}");
 }
 
 /// Power loss, a failing call and a full disk at every call of an ingest and of what follows it: afterwards there is

@@ -121,7 +121,7 @@ pub(crate) fn promise_seeds() -> Vec<Vec<u8>> {
 /// # Errors
 /// The operating system's; the promise must not be given then.
 pub(super) fn write(env: &Env, dir: &Path, promise: &Promise, life: Life) -> Result<()> {
-    fs::write_atomic(&*env.fs, dir, NAME, &encode(promise, life)).map_err(|e| Error::io("write", &dir.join(NAME), e))
+    Ok(fs::write_atomic(&*env.fs, dir, NAME, &encode(promise, life))?)
 }
 
 #[cfg(test)]

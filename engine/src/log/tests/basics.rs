@@ -143,6 +143,92 @@ fn a_log_can_be_cut_at_every_lsn() {
     }
 }
 
+/// A cut takes its segments from the readers before their bytes go: whoever reads in between sees the cut, not damage.
+#[test]
+fn a_reader_in_the_middle_of_a_cut_reads_up_to_it_and_finds_no_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = open(&real().0, dir.path()).unwrap();
+    fill(&log, 1000);
+    log.sync_to(Lsn(1000)).unwrap();
+    // Now memory lets go of what is written.
+    fill(&log, 10);
+    log.sync_to(Lsn(1010)).unwrap();
+    let (mut low, mut high) = (log.reader(Lsn(1)).unwrap(), log.reader(Lsn(1)).unwrap());
+    low.next(Lsn(20), usize::MAX).unwrap();
+    while high.next_lsn() <= Lsn(60) {
+        high.next(Lsn(200), 1000).unwrap();
+    }
+    let seq = log.shared.segment_for(Lsn(60)).unwrap().seq;
+    let later = log.shared.hide_above(Lsn(59), seq);
+    assert!(later.len() > 3, "{} segments", later.len());
+    let mut read = Vec::new();
+    while let Some(chunk) = low.next(Lsn::MAX, usize::MAX).unwrap() {
+        read.extend(records(&chunk).into_iter().map(|(lsn, _)| lsn.0));
+    }
+    assert_eq!(read, (21..=59).collect::<Vec<_>>());
+    assert!(matches!(high.next(Lsn::MAX, usize::MAX), Err(Error::Record(_))));
+}
+
+/// The work of a group is led by one of its threads: if that one panics, the log stops and nobody waits for ever.
+#[test]
+fn a_panic_while_leading_stops_the_log_and_leaves_nobody_waiting() {
+    let dir = tempfile::tempdir().unwrap();
+    let (env, fatal) = real();
+    let (log, _) = open(&env, dir.path()).unwrap();
+    let log = Arc::new(log);
+    put(&log, b"a").unwrap();
+    let leader = Arc::clone(&log);
+    assert!(std::thread::spawn(move || leader.sync_to_and(Lsn(1), |_| panic!("on purpose"))).join().is_err());
+    let (told, outcomes) = std::sync::mpsc::channel();
+    for n in 0..3 {
+        let (log, told) = (Arc::clone(&log), told.clone());
+        std::thread::spawn(move || {
+            let done = match n {
+                0 => put(&log, b"b").and_then(|p| log.sync_to(p.lsn)),
+                1 => put(&log, b"c").and_then(|p| log.write_to(p.lsn)),
+                _ => log.truncate_above(Lsn::ZERO, Lsn::ZERO).map(|_| ()),
+            };
+            let _ = told.send(done);
+        });
+    }
+    for _ in 0..3 {
+        let done = outcomes.recv_timeout(std::time::Duration::from_secs(20)).expect("nobody waits for ever");
+        assert!(matches!(done, Err(Error::Stopped(_))), "{done:?}");
+    }
+    assert_eq!(fatal.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn a_commit_time_without_room_above_it_does_not_follow_and_is_not_given() {
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let [(one, _), (two, _)] = dirs.each_ref().map(|d| open(&real().0, d.path()).unwrap());
+    for ts in [u64::MAX, u64::MAX - 1, u64::MAX / 2 + 1] {
+        let mut bytes = Vec::new();
+        let header = crate::record::Header {
+            kind: Kind::Batch,
+            epoch: Epoch(1),
+            lsn: Lsn(1),
+            ts: CommitTs(ts),
+            session: 0,
+            sequence: 0,
+        };
+        crate::record::encode(&mut bytes, Position::default().chain, &header, |_| ());
+        let record = Record::decode(&bytes).unwrap();
+        assert!(matches!(one.append_record(&record), Err(Error::Record(_))), "{ts}");
+    }
+    // A clock that is far off gives the latest time there is, and then none.
+    let far = two.append(Kind::Batch, Epoch(1), CommitTs(u64::MAX), 0, 0, b"x").unwrap();
+    assert_eq!(far.ts, CommitTs(u64::MAX / 2));
+    assert!(matches!(put(&two, b"y"), Err(Error::Record(_))));
+    assert_eq!(
+        one.append_record(
+            &Record::decode(&two.reader(Lsn(1)).unwrap().next(Lsn(1), 1).unwrap().unwrap().bytes).unwrap()
+        )
+        .unwrap(),
+        far
+    );
+}
+
 #[test]
 fn slots_keep_the_log_until_they_lag_too_far() {
     let dir = tempfile::tempdir().unwrap();

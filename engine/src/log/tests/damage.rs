@@ -158,6 +158,23 @@ fn an_empty_or_half_made_newest_segment_is_dropped() {
 }
 
 #[test]
+fn a_file_with_the_highest_number_there_is_is_named_and_refused() {
+    let (fs, env) = world();
+    let (log, _) = open_with(&env, 0).unwrap();
+    fill(&log, 60);
+    log.close().unwrap();
+    drop(log);
+    let path = segment::path(Path::new("/data/log"), u64::MAX);
+    crate::fs::Fs::open(&*fs, &path, crate::fs::OpenMode::CreateNew).unwrap();
+    match open_with(&env, 60) {
+        Err(Error::Directory { path: at, what }) => {
+            assert!(at == path && what.contains("move it away"), "{at:?}: {what}")
+        }
+        other => panic!("{:?}", other.map(|(_, r)| r)),
+    }
+}
+
+#[test]
 fn a_newest_segment_without_its_header_but_with_records_is_refused() {
     let (fs, env) = world();
     let (log, _) = open_with(&env, 0).unwrap();

@@ -11,9 +11,10 @@ pub(super) struct CountingFs {
     inner: OsFs,
     syncs: Arc<AtomicUsize>,
     before_read: BeforeRead,
+    before_rename: BeforeRead,
 }
 
-/// What is to be done once, before the next read.
+/// What is to be done once, before the next call of a kind.
 #[derive(Clone, Default)]
 struct BeforeRead(Arc<Mutex<Option<Act>>>);
 
@@ -32,6 +33,10 @@ impl CountingFs {
 
     pub(super) fn before_next_read(&self, what: impl FnOnce() + Send + 'static) {
         *lock(&self.before_read.0) = Some(Box::new(what));
+    }
+
+    fn before_next_rename(&self, what: impl FnOnce() + Send + 'static) {
+        *lock(&self.before_rename.0) = Some(Box::new(what));
     }
 }
 
@@ -69,6 +74,10 @@ impl Fs for CountingFs {
         self.inner.create_dir_all(path)
     }
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let act = lock(&self.before_rename.0).take();
+        if let Some(act) = act {
+            act();
+        }
         self.inner.rename(from, to)
     }
     fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -160,4 +169,31 @@ fn a_reader_that_follows_the_head_sees_each_record_once() {
         let seen = reader.join().unwrap();
         assert!(seen.iter().enumerate().all(|(i, (lsn, b))| lsn.0 == i as u64 + 1 && *b == body(lsn.0)));
     });
+}
+
+/// A slot taken while a release is under way holds what the log still has at that moment.
+#[test]
+fn a_slot_taken_amid_a_release_keeps_what_is_still_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut env, _) = real();
+    let fs = Arc::new(CountingFs::default());
+    env.fs = fs.clone();
+    let options = Options { retained_log_bytes: 1 << 20, ..Options::tiny() };
+    let (log, _) = Log::open(&env, dir.path(), &options, Lsn::ZERO, Position::default()).unwrap();
+    let log = Arc::new(log);
+    fill(&log, 1000);
+    log.sync_to(Lsn(1000)).unwrap();
+    // Now memory lets go of what is written.
+    fill(&log, 10);
+    let held = Arc::new(Mutex::new(None));
+    let (reader, keep) = (Arc::clone(&log), Arc::clone(&held));
+    fs.before_next_rename(move || {
+        let slot = reader.slot("late", Lsn(500));
+        *lock(&keep) = Some((slot, reader.reader(Lsn(501)).unwrap()));
+    });
+    assert!(log.release(Lsn(1000)).unwrap() > 1);
+    let (slot, mut reader) = lock(&held).take().expect("something was renamed");
+    assert!(!slot.lost());
+    let chunk = reader.next(Lsn::MAX, 1).unwrap().unwrap();
+    assert_eq!(chunk.first, Lsn(501));
 }
