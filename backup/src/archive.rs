@@ -14,7 +14,7 @@ use mainstay_engine::fault::{Bug, planted};
 use mainstay_engine::log::Chunk;
 use mainstay_engine::record::{Kind, Record, TimelineStart};
 use mainstay_engine::watermark::Watermark;
-use mainstay_engine::{CommitTs, Epoch, Lsn, Position, TimelineId};
+use mainstay_engine::{ClusterId, CommitTs, Epoch, Lsn, Position, TimelineId};
 use tokio::sync::watch;
 
 use crate::base::blocking;
@@ -463,6 +463,17 @@ impl Archiver {
         let Some(origin) = origin else { return Ok(None) };
         ensure_timeline(access, &self.writer, &origin, now).await.map(Some)
     }
+}
+
+/// Up to where the archive of a timeline reaches without a gap, for who does not archive itself; `None` when there is
+/// nothing of it. Lists the timeline's objects.
+///
+/// # Errors
+/// The store's, or damage.
+pub async fn archived_upto(repository: &Repository, cluster: ClusterId, timeline: TimelineId) -> Result<Option<Lsn>> {
+    let access = repository.access().await?;
+    let archive = TimelineArchive::load(&access, cluster, timeline).await?;
+    Ok(archive_end(&access, &archive).await?.map(|end| end.lsn))
 }
 
 /// Ends when the caller asks for the end, or is gone.

@@ -24,7 +24,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use archive::{ArchiveStatus, Archiver, ArchiverHandle, ArchiverOptions, RecordSource};
+pub use archive::{ArchiveStatus, Archiver, ArchiverHandle, ArchiverOptions, RecordSource, archived_upto};
 pub use base::{BaseInfo, BaseSource, create_base};
 pub use catalog::Catalog;
 pub use engine_target::EngineFactory;

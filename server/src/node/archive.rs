@@ -1,10 +1,11 @@
-//! The archiver of this node: runs while the node is primary and a repository is configured.
+//! The archiver of this node: runs while the node is primary and a repository is configured. In every role the node
+//! keeps the log that is not archived yet.
 //!
 //! Owns: wiring log, commit watermark and repository together; base backups on request. Never: a
 //! write path; when the bucket is away, writes go on and the backlog stays in the log.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use mainstay_backup::{
@@ -24,6 +25,19 @@ use crate::service::{Class, Code, Failure};
 
 /// Pause between looks for a base backup that somebody else may have made.
 const LOOK_FOR_A_BASE: Duration = Duration::from_secs(60);
+
+/// Pause between looks at how far the archive of another node has got: each lists the timeline's objects.
+const LOOK_AT_THE_ARCHIVE: Duration = Duration::from_secs(30);
+
+/// The hold on log that is not archived yet.
+#[derive(Debug)]
+pub struct LogKept(tokio::task::JoinHandle<()>);
+
+impl Drop for LogKept {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
 
 /// This node's archive. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -117,6 +131,44 @@ impl Archive {
         }
     }
 
+    /// Keeps, from now on and in every role, the log that is not archived yet from being released, up to the log's byte
+    /// cap: whoever becomes primary goes on archiving where the old one ended. Take it before the store's workers
+    /// run. `None` without a repository; it ends when the answer is dropped.
+    #[must_use]
+    pub fn keep_log(&self, driver: &Arc<Driver>, store: &Arc<Store>) -> Option<LogKept> {
+        let repository = self.inner.repository.clone()?;
+        let slot = store.log().slot("archiver", self.inner.archived.get());
+        let kept = self.clone().advance(slot, repository, Arc::downgrade(driver), Arc::downgrade(store));
+        Some(LogKept(tokio::spawn(kept)))
+    }
+
+    /// Advances the slot: by what this node archives, and else by what the repository says now and then.
+    async fn advance(self, mut slot: Slot, repository: Repository, driver: Weak<Driver>, store: Weak<Store>) {
+        let mut at = self.inner.archived.get();
+        loop {
+            let archived = tokio::time::timeout(LOOK_AT_THE_ARCHIVE, self.inner.archived.reached(at.next())).await;
+            let (Some(driver), Some(store)) = (driver.upgrade(), store.upgrade()) else { return };
+            match archived {
+                Ok(Ok(now)) => at = now,
+                Ok(Err(_)) => return,
+                Err(_) if driver.role().borrow().role == RoleName::Primary => {}
+                Err(_) => {
+                    let identity = store.identity();
+                    let found = mainstay_backup::archived_upto(&repository, identity.cluster, identity.timeline).await;
+                    match found {
+                        Ok(found) => at = at.max(found.unwrap_or_default()),
+                        Err(e) => tracing::debug!(error = %e, "cannot see how far the archive reaches"),
+                    }
+                }
+            }
+            if slot.lost() {
+                // It stays lost; a new one holds again as soon as the archive is near.
+                slot = store.log().slot("archiver", at);
+            }
+            slot.advance(at);
+        }
+    }
+
     /// Runs an archiver in every reign of this node, until `stop`.
     pub async fn supervise(self, driver: Arc<Driver>, mut stop: watch::Receiver<bool>) {
         let Some(repository) = self.inner.repository.clone() else { return };
@@ -133,8 +185,6 @@ impl Archive {
             let (end_tx, end_rx) = watch::channel(false);
             let archiver = self.archiver(&repository, &driver, &store, view.epoch.0, view.epoch_start);
             *self.inner.handle.lock().unwrap_or_else(PoisonError::into_inner) = Some(archiver.handle());
-            let slot = store.log().slot("archiver", self.inner.archived.get());
-            let holding = tokio::spawn(hold(slot, self.inner.archived.clone()));
             let looking = tokio::spawn(self.clone().look_for_a_base(repository.clone()));
             let running = tokio::spawn(archiver.run(end_rx));
             let mut role_end = driver.role();
@@ -144,7 +194,6 @@ impl Archive {
             }
             let _ = end_tx.send(true);
             let ended = running.await;
-            holding.abort();
             looking.abort();
             let why = match ended {
                 Ok(Ok(())) => None,
@@ -220,18 +269,6 @@ impl Archive {
             let _ = tx.send(result.map_err(|e| Failure::new(Code::Archive, Class::NotExecuted, e.to_string()))).await;
         });
         Ok(rx)
-    }
-}
-
-/// Keeps the log that is not archived yet from being released (up to the slot's byte cap).
-async fn hold(slot: Slot, archived: Watermark) {
-    let mut at = archived.get();
-    loop {
-        slot.advance(at);
-        match archived.reached(at.next()).await {
-            Ok(now) => at = now,
-            Err(_) => return,
-        }
     }
 }
 

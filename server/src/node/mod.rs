@@ -34,7 +34,7 @@ use crate::doors::admin::AdminDoor;
 use crate::doors::kv::KvDoor;
 use crate::peers::{GrpcTransport, PeerDoor};
 use crate::service::Service;
-use archive::Archive;
+use archive::{Archive, LogKept};
 use repair::Repair;
 
 /// How long an orderly stop may take before it is cut short.
@@ -173,10 +173,11 @@ async fn run_once(
         Doors { service: service.clone(), archive: archive.clone(), repair, config, driver: Arc::clone(&driver) };
     let peer_server = peers_runtime.handle.spawn(doors.peer(bound.peer, end.clone()));
     let client_server = tokio::spawn(doors.client(bound.client, end.clone()));
+    let keeping = archive.clone();
     let archiving = tokio::spawn(archive.supervise(Arc::clone(&driver), end));
     let announced = Announcement { config, client: bound.client_addr, peer: bound.peer_addr };
 
-    let outcome = live(&driver, announced, stop, driving).await;
+    let outcome = live(&driver, &keeping, announced, stop, driving).await;
     let _ = end_tx.send(true);
     let stopping = async {
         let _ = archiving.await;
@@ -235,12 +236,13 @@ impl Announcement<'_> {
 /// From the first step to the driver's end: starts the store's workers when there is a store.
 async fn live(
     driver: &Arc<Driver>,
+    archive: &Archive,
     announced: Announcement<'_>,
     mut stop: watch::Receiver<bool>,
     mut driving: tokio::task::JoinHandle<mainstay_engine::Result<Ended>>,
 ) -> anyhow::Result<Ended> {
     let mut ready = driver.ready();
-    let mut workers: Option<Workers> = None;
+    let mut workers: Option<(Workers, Option<LogKept>)> = None;
     let mut role = driver.role();
     let mut told = false;
     loop {
@@ -259,7 +261,9 @@ async fn live(
             is_ready = ready.wait_for(|r| *r), if workers.is_none() => {
                 is_ready.context("replication ended unexpectedly")?;
                 if let Some(store) = driver.store() {
-                    workers = Some(store.start_workers()?);
+                    // Before any of its log may go.
+                    let kept = archive.keep_log(driver, store);
+                    workers = Some((store.start_workers()?, kept));
                 }
             }
             changed = role.changed(), if !told => { changed.context("replication ended unexpectedly")?; }
