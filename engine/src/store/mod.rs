@@ -157,7 +157,9 @@ pub(crate) fn end_attempt(env: &Env, dir: &Path) -> Result<()> {
     let mark = dir.join(CREATING);
     match env.fs.remove_file(&mark) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other.map_err(|e| Error::io("remove", &mark, e)),
+        Err(e) => Err(Error::io("remove", &mark, e)),
+        // Else a crash might bring it back, and a later loss of the identity would look like an attempt.
+        Ok(()) => env.fs.sync_dir(dir).map_err(|source| Error::Io { action: "sync", path: dir.to_owned(), source }),
     }
 }
 

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use mainstay_engine::batch::{Batch, Condition, Expect, Keyspace};
 use mainstay_engine::clock::SimClock;
 use mainstay_engine::exec::Progress;
-use mainstay_engine::fs::Fs;
 use mainstay_engine::fs::sim::{FaultKind, OpClass, SimFs};
+use mainstay_engine::fs::{Fs, OpenMode};
 use mainstay_engine::restore::Builder;
 use mainstay_engine::store::{Durability, Identity, Store};
 use mainstay_engine::{ClusterId, CommitTs, Env, Epoch, Error, Lsn, Options, TimelineId};
@@ -214,7 +214,7 @@ fn names(files: &[(Vec<u8>, std::path::PathBuf)]) -> Vec<String> {
     files.iter().map(|(b, p)| format!("{} {}", p.display(), b.len())).collect()
 }
 
-/// What an earlier store left beside the identity that was taken away is no evidence about the next.
+/// What an attempt that was cut short left is no evidence about the next.
 #[test]
 fn a_new_store_does_not_believe_the_evidence_of_an_earlier_one() {
     let mut world = filled(10);
@@ -222,6 +222,7 @@ fn a_new_store_does_not_believe_the_evidence_of_an_earlier_one() {
     world.store = None;
     world.fs.kill();
     world.fs.remove_file(&Path::new(DIR).join("IDENTITY")).unwrap();
+    world.fs.open(&Path::new(DIR).join("CREATING"), OpenMode::CreateNew).unwrap();
     Store::create(world.env.clone(), Path::new(DIR), &Options::tiny(), IDENTITY).unwrap();
 }
 

@@ -75,7 +75,8 @@ fn kind(path: &Path) -> Option<Kind> {
     Some(match (folder, name.rsplit_once('.').map_or(name, |(_, ending)| ending)) {
         ("data", "IDENTITY") => Kind::Identity,
         ("data", "EVIDENCE") => Kind::Evidence,
-        ("data", "LOCK") => Kind::Lock,
+        // Neither holds a byte.
+        ("data", "LOCK" | "CREATING") => Kind::Lock,
         ("log", "log") => Kind::Segment,
         ("log", "spare") => Kind::Spare,
         ("log", "cut") => Kind::CutIntent,
