@@ -177,8 +177,8 @@ fn a_panic_while_leading_stops_the_log_and_leaves_nobody_waiting() {
     let (log, _) = open(&env, dir.path()).unwrap();
     let log = Arc::new(log);
     put(&log, b"a").unwrap();
-    let leader = Arc::clone(&log);
-    assert!(std::thread::spawn(move || leader.sync_to_and(Lsn(1), |_| panic!("on purpose"))).join().is_err());
+    let writing = Arc::clone(&log);
+    assert!(std::thread::spawn(move || writing.sync_to_and(Lsn(1), |_| panic!("on purpose"))).join().is_err());
     let (told, outcomes) = std::sync::mpsc::channel();
     for n in 0..3 {
         let (log, told) = (Arc::clone(&log), told.clone());
