@@ -19,7 +19,7 @@ use crate::limits::Options;
 /// After so many changes of the share without a question for an index or filter that is not pinned, these go.
 const UNASKED_MAX: u32 = 16;
 /// The least that blocks have is so many steps in which more is given or taken.
-const STEPS: u64 = 128;
+const STEPS: u64 = 8;
 
 /// Table file number (unique within the process) and offset of the block, or which part.
 pub(super) type CacheKey = (u64, u64);
@@ -53,6 +53,14 @@ impl Hasher for Mix {
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         self.0 = z ^ (z >> 31);
     }
+}
+
+/// The capacity that a cache gets which has `now` bytes and may have `most`: less at once, more only where it is worth
+/// it. A change takes all locks of the cache, and rounds down how many blocks that have left it are remembered: many small
+/// ones would end in none, and then it cannot tell what is asked often.
+const fn changed(now: u64, most: u64, step: u64) -> Option<u64> {
+    let new = if most > step { most - most % step } else { most };
+    if new < now || new >= now + 2 * step { Some(new) } else { None }
 }
 
 /// What is divided, in bytes.
@@ -118,15 +126,14 @@ impl BlockCache {
     }
 
     fn divide(&self, share: &mut Share) {
-        // In coarse steps: each change of a capacity takes all locks of its cache.
         let step = (share.least / STEPS).max(1);
         let left = share.all.saturating_sub(self.parts.pinned().next_multiple_of(step)).max(share.least);
-        if left / 2 != share.parts {
-            share.parts = left / 2;
-            self.parts.set_capacity(share.parts);
+        if let Some(parts) = changed(share.parts, left / 2, step) {
+            share.parts = parts;
+            self.parts.set_capacity(parts);
         }
         let blocks = left.saturating_sub(self.parts.lent().next_multiple_of(step));
-        if blocks != share.blocks {
+        if let Some(blocks) = changed(share.blocks, blocks, step) {
             share.blocks = blocks;
             self.blocks.set_capacity(blocks);
         }
@@ -145,6 +152,10 @@ impl BlockCache {
         let found = self.blocks.get(&(table, offset));
         self.count(if found.is_some() { Event::CacheHit } else { Event::CacheMiss });
         found
+    }
+
+    pub(super) fn forget(&self, table: u64, offset: u64) {
+        self.blocks.remove(&(table, offset));
     }
 
     pub(super) fn insert(&self, table: u64, offset: u64, block: &Arc<Block>) {
@@ -177,5 +188,25 @@ impl BlockCache {
     /// Bytes of the other indexes and filters held.
     pub(crate) fn lent_bytes(&self) -> u64 {
         self.parts.lent()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_up_and_down_a_little_changes_no_capacity_and_no_more_is_had_than_allowed() {
+        let cache = BlockCache::of(&Options::with_memory_limit(64 << 20));
+        let (mut capacity, mut changes) = (cache.blocks.capacity(), 0);
+        for n in 0..10_000u64 {
+            // A memtable that comes and goes, and indexes that wander.
+            let most = (30 << 20) + (n * 7919) % (1 << 20) + (n / 1000 % 2) * (10 << 20);
+            cache.set_share(most);
+            assert!(cache.blocks.capacity() <= most, "{n}");
+            assert!(cache.blocks.capacity() + (4 << 20) >= most, "{n}");
+            changes += usize::from(std::mem::replace(&mut capacity, cache.blocks.capacity()) != capacity);
+        }
+        assert!(changes < 50, "{changes} changes");
     }
 }

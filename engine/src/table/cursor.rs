@@ -18,7 +18,7 @@ use super::reader::{Caching, Table};
 use super::{Bounds, EntryRef};
 
 /// Read at once by who passes over the cache, in bytes.
-const RUN_BYTES: u64 = 256 << 10;
+pub(crate) const RUN_BYTES: u64 = 256 << 10;
 
 /// Of an index that is not pinned so many blocks are taken at once, first and at most.
 const STRETCH_FIRST: usize = 8;
@@ -112,6 +112,7 @@ impl TableCursor {
         if !self.valid {
             (self.block, self.next_block) = (None, Next::None);
             self.ahead.clear();
+            self.run = (Vec::new(), 0);
             (self.at, self.end) = (0, 0);
         }
         moved

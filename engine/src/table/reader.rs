@@ -268,6 +268,15 @@ impl Table {
         Ok(self.times()?.last_where(|_, t| t <= ts))
     }
 
+    /// Blocks of a table that is gone would stay in the cache until those that are asked have pushed them out. A table in
+    /// which nothing was read by its index has none.
+    fn forget_blocks(&self) {
+        if let Some(index) = self.index.get().filter(|_| self.name.obsolete.load(Ordering::Acquire)) {
+            let places = (0..index.len()).filter_map(|n| index.place(n));
+            places.for_each(|place| self.cache.forget(self.number, place.offset));
+        }
+    }
+
     pub(super) fn block(&self, at: Place, caching: Caching) -> Result<Arc<Block>> {
         if caching == Caching::Keep
             && let Some(block) = self.cache.get(self.number, at.offset)
@@ -403,6 +412,7 @@ impl Table {
 
 impl Drop for Table {
     fn drop(&mut self) {
+        self.forget_blocks();
         let parts = self.cache.parts();
         parts.unpin(self.index.get().map_or(0, Part::memory) + self.filter.get().map_or(0, Part::memory));
         parts.forget(self.number);

@@ -158,6 +158,24 @@ fn reads_of_the_past_in_all_history_tables_keep_to_the_memory_limit() {
     world.assert_within_limit();
 }
 
+/// They would take the room of blocks that are asked, until these have pushed them out.
+#[test]
+fn blocks_leave_the_cache_with_their_table() {
+    const KEYS: u64 = 4_000;
+    let mut world = World::new(options(8 << 20, 0));
+    world.write(2 * KEYS / BATCH, |_, n| n % KEYS);
+    let before = world.store.view();
+    world.check_scan(&before, before.lsn(), false);
+    let held = world.store.stats().tree.cache_bytes;
+    world.store.tree().flush_all().unwrap();
+    world.store.tree().compact_all().unwrap();
+    let still = world.store.stats().tree.cache_bytes;
+    world.check_scan(&before, before.lsn(), true);
+    drop(before);
+    let left = world.store.stats().tree.cache_bytes;
+    assert!(held > 100 << 10 && still == held && left == 0, "{held}, {still} while a view reads them, {left}");
+}
+
 #[test]
 fn more_tables_than_the_memory_has_room_for_indexes_are_read_within_the_limit() {
     const KEYS: u64 = 60_000;
