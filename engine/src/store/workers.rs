@@ -170,8 +170,8 @@ impl Worker for MergeHelper {
             return Progress::Idle;
         }
         let progress = tree.help_step().unwrap_or_else(|e| self.store.background_error(&e));
-        if !tree.merging().0 {
-            // What is due next is begun there.
+        if progress == Progress::Worked && tree.owes_a_step() {
+            // The last part, the end of the merge and what is due next are that thread's.
             self.store.wake_compaction.wake();
         }
         progress

@@ -23,7 +23,7 @@ const HISTORY_TABLES_MOST: usize = 64;
 /// Such a merge ends soon, for the levels wait: no more than about so many bytes at once.
 const HISTORY_STEP_BYTES: u64 = 128 << 20;
 /// A history table below this size counts as small, in bytes.
-const HISTORY_SMALL_BYTES: u64 = 16 << 20;
+pub(super) const HISTORY_SMALL_BYTES: u64 = 16 << 20;
 /// One in so many entries of a table at the bottom must be of no use for it to be written anew.
 const USELESS_PART: u64 = 4;
 /// One in so many bytes above the deepest level is too much for a tree that nobody writes to.

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::lsn::{CommitTs, Lsn};
-use crate::table::cursor::TableCursor;
+use crate::table::cursor::{RUN_BYTES, TableCursor};
 use crate::table::format::Origin;
 use crate::table::reader::{Caching, Table};
 use crate::table::times::Times;
@@ -21,6 +21,7 @@ use crate::tree::Tree;
 use crate::tree::merge::{LevelCursor, Merge, Source};
 use crate::tree::version::{HISTORY, Version};
 
+use super::choose::HISTORY_SMALL_BYTES;
 use super::outputs::Outputs;
 use super::part::{Kind, Part, cut};
 use super::rule::{KeySpans, Rule};
@@ -30,6 +31,9 @@ use super::shape::Candidate;
 const TIMES_BYTES: usize = 8 << 20;
 /// Keys of the inputs that are looked at to cut a merge into parts of about the same size.
 const SAMPLES: u64 = 256;
+/// What parts read ahead takes at most this part of the memory limit, half of what is left for such work; or so much.
+const MEMORY_PART: u64 = 16;
+const AHEAD_LEAST: u64 = 4 << 20;
 
 /// See the module.
 #[derive(Debug)]
@@ -169,8 +173,14 @@ fn ranges_left(version: &Version, inputs: &[Arc<Table>], floor: Lsn) -> Vec<Rang
 /// output of level 0 stays one table.
 fn parts_of(tree: &Tree, inputs: &[Arc<Table>], level: u8) -> Vec<Arc<Bounds>> {
     let bytes: u64 = inputs.iter().map(|t| t.bytes()).sum();
-    let enough = bytes / tree.options.table_bytes.max(1);
-    let parts = usize::try_from(enough).unwrap_or(usize::MAX).min(tree.options.merge_threads);
+    // Outputs that count as small would be merged again at once.
+    let least =
+        if level == HISTORY { tree.options.table_bytes.max(HISTORY_SMALL_BYTES) } else { tree.options.table_bytes };
+    let enough = bytes / least.max(1);
+    // Each part reads ahead in each input.
+    let ahead: u64 = inputs.iter().map(|t| t.bytes().min(RUN_BYTES)).sum();
+    let at_once = (tree.options.memory_limit / MEMORY_PART).max(AHEAD_LEAST) / ahead.max(1);
+    let parts = usize::try_from(enough.min(at_once)).unwrap_or(usize::MAX).min(tree.options.merge_threads);
     if level == 0 || parts < 2 {
         return vec![Bounds::all()];
     }

@@ -34,6 +34,8 @@ pub(in crate::tree) struct Compacting {
     running: Option<Running>,
     /// Jobs begun so far.
     begun: u64,
+    /// Who steps merges in turn found no part: what comes back next is theirs, whatever helps.
+    wanting: bool,
     /// Time for which the floor was last looked for, and what was found.
     floor: (CommitTs, (Lsn, CommitTs)),
 }
@@ -54,7 +56,6 @@ struct Running {
 struct AtHand {
     /// Its job's.
     number: u64,
-    job: Arc<Job>,
     part: Part,
 }
 
@@ -64,17 +65,25 @@ impl Running {
         self.job.input_bytes().saturating_sub(self.written.iter().sum())
     }
 
-    /// A part comes back from a step; all of them if that was the last step.
-    fn put_back(&mut self, part: Part, merged: bool) -> Option<Vec<Part>> {
+    fn is_merged(&self) -> bool {
+        self.merged.len() == self.written.len()
+    }
+
+    /// A part comes back from a step.
+    fn put_back(&mut self, part: Part, merged: bool) {
         if let Some(written) = self.written.get_mut(part.number) {
             *written = part.outputs.written_bytes();
         }
-        if !merged {
+        if merged {
+            self.merged.push(part);
+        } else {
             self.waiting.push_back(part);
-            return None;
         }
-        self.merged.push(part);
-        (self.merged.len() == self.written.len()).then(|| {
+    }
+
+    /// All parts in their order, once they are merged, for the one who asks first.
+    fn take_merged(&mut self) -> Option<Vec<Part>> {
+        self.is_merged().then(|| {
             self.merged.sort_by_key(|p| p.number);
             std::mem::take(&mut self.merged)
         })
@@ -96,14 +105,21 @@ impl Compacting {
 
     fn run(&mut self, (job, parts): (Job, Vec<Part>)) {
         self.begun += 1;
+        self.wanting = false;
         let (written, waiting) = (vec![0; parts.len()], parts.into());
         self.running = Some(Running { number: self.begun, job: Arc::new(job), waiting, merged: Vec::new(), written });
+    }
+
+    /// Whether who steps merges in turn went away and there is something to do by now.
+    fn owes_a_step(&self) -> bool {
+        let ready = |r: &Running| self.wanting && (!r.waiting.is_empty() || r.is_merged());
+        self.running.as_ref().is_none_or(ready)
     }
 
     fn take_part(&mut self) -> Option<AtHand> {
         let running = self.running.as_mut()?;
         let part = running.waiting.pop_front()?;
-        Some(AtHand { number: running.number, job: Arc::clone(&running.job), part })
+        Some(AtHand { number: running.number, part })
     }
 
     /// The running job, if it is still this one.
@@ -133,7 +149,9 @@ impl Tree {
     }
 
     /// Merges a piece of a part of the running merge that no other thread works at, about a megabyte; `Idle` when there
-    /// is none. For threads beside the one that calls [`Tree::compact_step`], which alone begins merges.
+    /// is none. For threads beside the one that calls [`Tree::compact_step`], which alone begins and ends merges, and has
+    /// the last part: a helper may get next to no time where processors are short, and shall hold nothing then that others
+    /// wait for.
     ///
     /// # Errors
     /// As [`Tree::compact_step`].
@@ -143,7 +161,17 @@ impl Tree {
         if self.check_room(&mut state).is_err() {
             return Ok(Progress::Idle);
         }
-        self.step(state, STEP_BYTES)
+        if state.wanting && state.running.as_ref().is_some_and(|r| r.waiting.len() < 2) {
+            return Ok(Progress::Idle);
+        }
+        let Some(at_hand) = state.take_part() else { return Ok(Progress::Idle) };
+        drop(state);
+        self.merge_at_hand(at_hand, STEP_BYTES)
+    }
+
+    /// Whether the thread that calls [`Tree::compact_step`] found nothing to do, and there is something by now.
+    pub(crate) fn owes_a_step(&self) -> bool {
+        lock(&self.compacting).owes_a_step()
     }
 
     /// Whether a merge runs, and whether a part of it waits for a thread.
@@ -299,31 +327,50 @@ impl Tree {
     /// Gives the running job up, with all that it wrote, if what it has still to write would leave too little room.
     fn check_room(&self, state: &mut Compacting) -> Result<()> {
         let (Some(space), Some(running)) = (self.space.get(), &state.running) else { return Ok(()) };
+        if running.waiting.is_empty() {
+            // What is at hand is looked at when it comes back; what is merged needs nothing more.
+            return Ok(());
+        }
         space.for_merge(running.bytes_left()).inspect_err(|_| state.running = None)
     }
 
-    /// A step of a part of the running job that waits; `Idle` if none does. The last step makes the outputs count. After
-    /// an error the job is over.
+    /// A step of a part of the running job that waits, `Idle` if none does; and what makes the outputs count, once all are
+    /// merged. After an error the job is over.
     fn step(&self, mut state: MutexGuard<'_, Compacting>, bytes: usize) -> Result<Progress> {
-        let Some(mut at_hand) = state.take_part() else { return Ok(Progress::Idle) };
+        let at_hand = state.take_part();
+        state.wanting = at_hand.is_none();
         drop(state);
+        let merged = at_hand.map_or(Ok(Progress::Idle), |at_hand| self.merge_at_hand(at_hand, bytes))?;
+        let finished = self.finish()?;
+        Ok(if finished == Progress::Idle { merged } else { finished })
+    }
+
+    fn merge_at_hand(&self, mut at_hand: AtHand, bytes: usize) -> Result<Progress> {
         let merged = self.merge_some(&mut at_hand.part, bytes);
         self.give_back(at_hand, merged)
     }
 
     /// A part comes back from a step that said `merged`.
-    fn give_back(&self, AtHand { number, job, part }: AtHand, merged: Result<bool>) -> Result<Progress> {
+    fn give_back(&self, AtHand { number, part }: AtHand, merged: Result<bool>) -> Result<Progress> {
         let mut state = lock(&self.compacting);
         // Another job, or none: somebody ended this one, and an error tells nothing any more.
         let Some(running) = state.job(number) else { return Ok(Progress::Worked) };
-        let parts = match merged {
+        match merged {
             Ok(merged) => running.put_back(part, merged),
             Err(e) => {
                 state.running = None;
                 return self.note_error(e).map(|()| Progress::Worked);
             }
-        };
-        let Some(mut parts) = parts else { return Ok(Progress::Worked) };
+        }
+        Ok(Progress::Worked)
+    }
+
+    /// Ends the running job if all its parts are merged; `Idle` if they are not.
+    fn finish(&self) -> Result<Progress> {
+        let mut state = lock(&self.compacting);
+        let Some(running) = &mut state.running else { return Ok(Progress::Idle) };
+        let Some(mut parts) = running.take_merged() else { return Ok(Progress::Idle) };
+        let (number, job) = (running.number, Arc::clone(&running.job));
         drop(state);
         let finished = job.finish(&mut parts);
         let mut state = lock(&self.compacting);
@@ -401,6 +448,10 @@ mod tests {
         tree
     }
 
+    fn inputs(tree: &Tree) -> Vec<Arc<crate::table::reader::Table>> {
+        lock(&tree.compacting).running.as_ref().unwrap().job.inputs.clone()
+    }
+
     #[test]
     fn a_part_that_comes_back_after_its_merge_was_ended_is_thrown_away() {
         for (finished, merged_before) in [(false, 0), (true, 0), (true, 2)] {
@@ -417,7 +468,7 @@ mod tests {
             }
             let merged = tree.merge_some(&mut at_hand.part, if finished { usize::MAX } else { 1 });
             assert!(matches!(merged, Ok(done) if done == finished));
-            let input = at_hand.job.inputs.first().map(|t| t.id()).unwrap();
+            let input = inputs(&tree).first().map(|t| t.id()).unwrap();
             lock(&tree.compacting).drop_job_with(input);
             // Another merge of the same tables is under way by then.
             assert_eq!(tree.compact(false, 1).unwrap(), Progress::Worked);
@@ -429,12 +480,36 @@ mod tests {
         }
     }
 
+    /// A thread that only gets spare time must not have what others wait for.
+    #[test]
+    fn helpers_neither_end_a_merge_nor_keep_its_last_part_from_the_thread_whose_merge_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = merging(dir.path());
+        let mut theirs = lock(&tree.compacting).take_part().unwrap();
+        while tree.help_step().unwrap() == Progress::Worked {}
+        assert!(!tree.owes_a_step());
+        // Nothing waits: it goes away.
+        assert_eq!(tree.compact(false, 1).unwrap(), Progress::Idle);
+        assert!(!tree.owes_a_step());
+        assert!(matches!(tree.merge_some(&mut theirs.part, 1), Ok(false)));
+        tree.give_back(theirs, Ok(false)).unwrap();
+        assert!(tree.owes_a_step());
+        assert_eq!(tree.help_step().unwrap(), Progress::Idle, "the last part is not a helper's");
+        assert_eq!(tree.compact(false, 1).unwrap(), Progress::Worked);
+        // While it is at work, whoever comes may have the part.
+        while tree.help_step().unwrap() == Progress::Worked {}
+        assert_eq!((tree.merging().0, tree.stats().compactions), (true, 0), "a helper ended the merge");
+        assert_eq!(tree.compact(false, 1).unwrap(), Progress::Worked);
+        assert_eq!((tree.merging().0, tree.stats().compactions), (false, 1));
+        check_files(&tree, dir.path(), "at the end");
+    }
+
     #[test]
     fn an_error_of_one_part_ends_the_merge_and_names_what_is_damaged() {
         let dir = tempfile::tempdir().unwrap();
         let tree = merging(dir.path());
         let at_hand = lock(&tree.compacting).take_part().unwrap();
-        let input = at_hand.job.inputs.first().map(|t| t.path().to_owned()).unwrap();
+        let input = inputs(&tree).first().map(|t| t.path().to_owned()).unwrap();
         let other = lock(&tree.compacting).take_part().unwrap();
         let damaged = Error::corruption(&input, 7, None, "a planted error");
         assert_eq!(tree.give_back(at_hand, Err(damaged)).unwrap(), Progress::Worked);
