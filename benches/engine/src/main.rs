@@ -58,6 +58,9 @@ struct Options {
     /// Run this engine here, once (used by the program itself)
     #[arg(long, hide = true)]
     child: Option<String>,
+    /// Write with this engine to the store in `--dir` until this process is killed (used by the program itself)
+    #[arg(long, hide = true)]
+    write_for_ever: Option<String>,
     /// The round that the child is in
     #[arg(long, hide = true, default_value_t = 1)]
     round: u32,
@@ -67,6 +70,9 @@ fn main() -> Result<()> {
     let options = Options::parse();
     if let Some(engine) = options.child.clone() {
         return workloads::run(&options, &engine);
+    }
+    if let Some(engine) = &options.write_for_ever {
+        return workloads::write_for_ever(&options, engine);
     }
     for engine in &options.engines {
         engines::check(engine)?;

@@ -24,9 +24,10 @@ pub struct Line {
     pub durability: String,
     pub keys: u64,
     pub value_bytes: usize,
-    /// Bytes of the store's files after the workload, and by how much they are more than keys and values would
-    /// be at the same compression; 0 where it was not measured.
+    /// Bytes of the store's files after the workload; those of them that hold superseded versions for reads of the past;
+    /// and by how much the others are more than keys and values would be at the same compression. 0 where it was not measured.
     pub disk_bytes: u64,
+    pub history_bytes: u64,
     pub space_amplification: f64,
     /// Most memory of the process so far, in MiB.
     pub rss_mib: u64,
@@ -57,6 +58,12 @@ impl Line {
         if self.disk_bytes > 0 {
             let _ = write!(out, "  {} MiB on disk", self.disk_bytes >> 20);
         }
+        if self.history_bytes > 0 {
+            let _ = write!(out, ", {} MiB of it history", self.history_bytes >> 20);
+        }
+        if self.space_amplification > 0.0 {
+            let _ = write!(out, "  space {:.2}", self.space_amplification);
+        }
         if self.writes_beside > 0.0 {
             let _ = write!(out, "  beside {:.0} writes/s", self.writes_beside);
         }
@@ -81,7 +88,7 @@ fn target(workload: &str) -> Option<f64> {
         "scan" => Some(1.5),
         "durable-1" => Some(1.0),
         "durable-16" => Some(2.8),
-        "larger-read" => Some(1.2),
+        "larger-read" | "larger-read-2" => Some(1.2),
         _ => None,
     }
 }

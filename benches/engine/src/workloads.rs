@@ -3,7 +3,9 @@
 //! Owns: what each does, how it is timed, and that what is read is what was written. Never: engines' own
 //! ways.
 
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -23,6 +25,8 @@ const ONLY_READ: [&str; 6] = ["readrandom", "readrandom-2", "readmissing", "seek
 const SAMPLED: u64 = 16;
 /// Reads of a store that is larger than the cache, by each number of threads.
 const LARGER_READS: u64 = 3_000_000;
+/// Writes after which a process is killed: with values of 1 KiB no memtable is full by then.
+const UNFLUSHED_WRITES: u64 = 15_000;
 /// Entries read by a seek, and at most by a scan of YCSB.
 const SEEK_ENTRIES: usize = 10;
 const SCAN_ENTRIES: u64 = 100;
@@ -47,6 +51,27 @@ struct Timed {
     beside: u64,
 }
 
+/// Writes to a store until the process is killed, and says on standard output when there is something to replay.
+pub fn write_for_ever(options: &Options, name: &str) -> Result<()> {
+    let engine = engines::open(name, &options.dir, options.cache_mib)?;
+    let (mut random, mut v) = (Random::new(options.seed, 7), Vec::new());
+    for n in 0u64.. {
+        if n == UNFLUSHED_WRITES {
+            println!("{n}");
+            std::io::stdout().flush()?;
+        }
+        let k = n % options.keys;
+        value(&mut v, k, options.value_bytes, &mut random);
+        engine.put(&key(k), &v)?;
+    }
+    Ok(())
+}
+
+/// Whether a workload runs on the store that was filled at random.
+fn on_random_keys(workload: &str) -> bool {
+    !(workload.starts_with("durable-") || workload.starts_with("ycsb-") || ["fillseq", "larger"].contains(&workload))
+}
+
 /// Runs the wanted workloads and prints a line of JSON each.
 pub fn run(options: &Options, name: &str) -> Result<()> {
     std::fs::create_dir_all(&options.dir)?;
@@ -59,9 +84,11 @@ pub fn run(options: &Options, name: &str) -> Result<()> {
     if wants("larger") {
         run.larger()?;
     }
-    let own_store = |w: &&String| !w.starts_with("durable-") && *w != "fillseq" && *w != "larger";
-    if options.workloads.iter().any(|w| own_store(&w)) {
+    if options.workloads.iter().any(|w| on_random_keys(w)) {
         run.with_random_keys()?;
+    }
+    if options.workloads.iter().any(|w| w.starts_with("ycsb-")) {
+        run.with_all_keys()?;
     }
     for workload in options.workloads.iter().filter(|w| w.starts_with("durable-")) {
         run.durable(workload)?;
@@ -141,26 +168,46 @@ impl Run<'_> {
             let name = if threads == 1 { "larger-read" } else { "larger-read-2" };
             Self::print(&self.line(&*engine, name, &timed))?;
         }
-        Ok(())
+        drop(engine);
+        self.open_killed(&dir.join("larger"))
     }
 
-    /// Every key once, in no order.
+    /// Opens a store whose process was killed amid writing.
+    fn open_killed(&self, dir: &Path) -> Result<()> {
+        let mut writer = Command::new(std::env::current_exe()?);
+        writer.args(["--write-for-ever", self.name, "--cache-mib", &self.options.cache_mib.to_string()]);
+        writer.args(["--value-bytes", &self.options.value_bytes.to_string()]);
+        writer.args(["--keys", &self.options.keys.to_string()]).arg("--dir").arg(dir);
+        let mut writer = writer.stdout(Stdio::piped()).spawn()?;
+        let mut said = String::new();
+        if let Some(out) = writer.stdout.take() {
+            BufReader::new(out).read_line(&mut said)?;
+        }
+        writer.kill()?;
+        writer.wait()?;
+        ensure!(said.trim() == UNFLUSHED_WRITES.to_string(), "the writer of a killed store said {said:?}");
+        let (start, mut latency) = (Instant::now(), Histogram::new(3)?);
+        let engine = engines::open(self.name, dir, self.options.cache_mib)?;
+        ensure!(engine.get(&key(0), &mut |_| ())?, "a key is missing");
+        let time = start.elapsed();
+        latency.record(time.as_nanos() as u64)?;
+        Self::print(&self.line(&*engine, "larger-open-killed", &Timed { ops: 1, time, latency, beside: 0 }))
+    }
+
     fn fill_larger(&self, dir: &Path) -> Result<()> {
         let (keys, bytes) = (self.options.keys, self.options.value_bytes);
         std::fs::create_dir_all(dir)?;
         let engine = engines::open(self.name, &dir.join("larger"), self.options.cache_mib)?;
-        let step = (keys * 5 / 8..).find(|s| gcd(*s, keys) == 1).unwrap_or(1);
-        let timed = self.threads(1, keys, |_, n, random, v| {
-            let n = n.wrapping_mul(step) % keys;
-            value(v, n, bytes, random);
-            engine.put(&key(n), v)
-        })?;
+        let timed = self.fill(&*engine)?;
         let mut line = self.line(&*engine, "larger-fill", &timed);
         engine.settle()?;
+        let history_bytes = engine.history_bytes();
         drop(engine);
         line.disk_bytes = disk_bytes(&dir.join("larger"))?;
         // Half of each value compresses away.
-        line.space_amplification = line.disk_bytes as f64 / (keys * (key(0).len() + bytes / 2) as u64) as f64;
+        line.history_bytes = history_bytes;
+        let others = line.disk_bytes.saturating_sub(history_bytes);
+        line.space_amplification = others as f64 / (keys * (key(0).len() + bytes / 2) as u64) as f64;
         Self::print(&line)
     }
 
@@ -177,30 +224,59 @@ impl Run<'_> {
         engine.settle()?;
         let present = engine.scan(b"", usize::MAX, &mut |_, _| ())? as u64;
         line.disk_bytes = disk_bytes(&self.dir.join("random"))?;
+        line.history_bytes = engine.history_bytes();
         if self.settled_bytes > 0.0 {
-            line.space_amplification = line.disk_bytes as f64 / (self.settled_bytes * present as f64);
+            let others = line.disk_bytes.saturating_sub(line.history_bytes);
+            line.space_amplification = others as f64 / (self.settled_bytes * present as f64);
         }
         if self.options.workloads.iter().any(|w| w == "fillrandom") {
             Self::print(&line)?;
         }
         let mut written = false;
         for workload in &self.options.workloads {
-            let own = workload == "fillseq" || workload == "larger" || workload.starts_with("durable-");
+            if !on_random_keys(workload) || workload == "fillrandom" {
+                continue;
+            }
             // What one workload leaves to do in the background is not the next one's.
-            if std::mem::take(&mut written) && !own {
+            if std::mem::take(&mut written) {
                 engine.settle()?;
             }
             written = !ONLY_READ.contains(&workload.as_str());
             let line = match workload.as_str() {
-                "fillseq" | "fillrandom" | "larger" => continue,
-                w if w.starts_with("durable-") => continue,
                 "sustained" => self.sustained(&*engine)?,
-                w if w.starts_with("ycsb-") => self.line(&*engine, w, &self.ycsb(&*engine, w)?),
                 w => self.line(&*engine, w, &self.on_random_keys(&*engine, w, present)?),
             };
             Self::print(&line)?;
         }
-        Ok(())
+        drop(engine);
+        Ok(std::fs::remove_dir_all(self.dir.join("random"))?)
+    }
+
+    /// The workloads of YCSB, on a store that has every key.
+    fn with_all_keys(&self) -> Result<()> {
+        let engine = self.open("ycsb")?;
+        self.fill(&*engine)?;
+        let mut written = true;
+        for workload in self.options.workloads.iter().filter(|w| w.starts_with("ycsb-")) {
+            if std::mem::take(&mut written) {
+                engine.settle()?;
+            }
+            written = !ONLY_READ.contains(&workload.as_str());
+            Self::print(&self.line(&*engine, workload, &self.ycsb(&*engine, workload)?))?;
+        }
+        drop(engine);
+        Ok(std::fs::remove_dir_all(self.dir.join("ycsb"))?)
+    }
+
+    /// Writes every key once, in no order.
+    fn fill(&self, engine: &dyn Engine) -> Result<Timed> {
+        let (keys, bytes) = (self.options.keys, self.options.value_bytes);
+        let step = (keys * 5 / 8..).find(|s| gcd(*s, keys) == 1).unwrap_or(1);
+        self.threads(1, keys, |_, n, random, v| {
+            let n = n.wrapping_mul(step) % keys;
+            value(v, n, bytes, random);
+            engine.put(&key(n), v)
+        })
     }
 
     fn on_random_keys(&self, engine: &dyn Engine, workload: &str, present: u64) -> Result<Timed> {

@@ -101,6 +101,10 @@ impl Engine for Mainstay {
         Ok(())
     }
 
+    fn history_bytes(&self) -> u64 {
+        self.store.stats().tree.history.bytes
+    }
+
     fn notes(&self) -> String {
         let s = self.store.stats();
         let levels: Vec<String> = s.tree.levels.iter().map(|l| l.tables.to_string()).collect();

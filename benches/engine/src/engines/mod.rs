@@ -35,6 +35,10 @@ pub trait Engine: Send + Sync {
     fn scan(&self, from: &[u8], limit: usize, see: &mut dyn FnMut(&[u8], &[u8])) -> Result<usize>;
     /// Returns when nothing is left to do in the background, all of it merged.
     fn settle(&self) -> Result<()>;
+    /// Bytes on disk that hold versions which newer ones have taken the place of, kept so that the past can be read.
+    fn history_bytes(&self) -> u64 {
+        0
+    }
     /// What the engine says of its own work, if it can.
     fn notes(&self) -> String {
         String::new()
