@@ -32,6 +32,7 @@ use crate::fault::{Bug, planted};
 use crate::fs::File;
 use crate::limits::{Options, SEGMENT_BYTES_MAX};
 use crate::lsn::{Lsn, Position};
+use crate::open_files::FileWait;
 use crate::record::Record;
 use crate::watermark::Watermark;
 
@@ -516,6 +517,7 @@ impl<'a> Walk<'a> {
             slots: Slots::default(),
             releasing: Mutex::default(),
             space: OnceLock::new(),
+            segment_file: FileWait::default(),
             appended: Watermark::new(end),
             durable: Watermark::new(end),
             written: AtomicU64::new(end.0),

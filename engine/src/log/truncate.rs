@@ -146,7 +146,7 @@ impl Shared {
             let path = self.log_dir.join(INTENT);
             return Err(match Error::from(e) {
                 // Once it has its name, a later start finishes the cut: there is no going on beside it.
-                full @ Error::DiskFull { .. } if matches!(self.env.fs.exists(&path), Ok(false)) => full,
+                short if short.is_shortage() && matches!(self.env.fs.exists(&path), Ok(false)) => short,
                 other => self.fatal(&other),
             });
         }

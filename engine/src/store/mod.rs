@@ -239,6 +239,10 @@ impl Store {
         // brings in have to stay.
         let kept = if ingested { ingest::named_in(&log, flushed.lsn)? } else { BTreeSet::new() };
         tree.tidy_but(&kept)?;
+        // No sync from here on is to fail for want of a handle.
+        for dir in [dir.to_owned(), dir.join("log"), dir.join("tables"), dir.join("manifest")] {
+            env.fs.keep_dir(&dir).map_err(|e| Error::io("open", &dir, e))?;
+        }
         let log = Arc::new(log);
         let committed = flushed.lsn.max(evidence.committed.min(log.last().lsn));
         let store = Self {

@@ -30,8 +30,8 @@ impl Tree {
     ///
     /// # Errors
     /// `DiskFull` (nothing is left of the table, the memtable stays readable, call again when there
-    /// is room; with little room also when nobody waits for the flush, see [`crate::space`]), `Io`, or `Stopped`
-    /// after a failed sync.
+    /// is room; with little room also when nobody waits for the flush, see [`crate::space`]), `TooManyFiles` (the
+    /// same), `Io`, or `Stopped` after a failed sync.
     pub fn flush_step(&self) -> Result<Progress> {
         self.stop.check()?;
         let _flushing = lock(&self.flushing);
@@ -39,6 +39,7 @@ impl Tree {
         let space = self.space.get();
         let Some(frozen) = version.frozen.last() else {
             space.inspect(|s| s.no_flush());
+            self.flush_file.clear();
             return Ok(Progress::Idle);
         };
         let memtable = &frozen.memtable;
@@ -50,6 +51,7 @@ impl Tree {
         }
         let begun = self.env.clock.monotonic();
         let written = self.write_tables(memtable).and_then(|out| self.install_flush(frozen, &out).map(|()| out));
+        self.flush_file.note(&written);
         let mut out = written.inspect_err(|e| {
             if let (Error::DiskFull { .. }, Some(space)) = (e, space) {
                 space.flush_failed(bytes);

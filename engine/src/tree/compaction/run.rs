@@ -117,8 +117,8 @@ impl Tree {
     /// waits for room on the disk.
     ///
     /// # Errors
-    /// `DiskFull` (nothing is left of the output, call again when there is room), `Io`, or `Stopped` after a
-    /// failed sync. A damaged table is no error: see [`Tree::damage`].
+    /// `DiskFull` and `TooManyFiles` (nothing is left of the output, call again when there is room), `Io`, or `Stopped`
+    /// after a failed sync. A damaged table is no error: see [`Tree::damage`].
     pub fn compact_step(&self) -> Result<Progress> {
         self.compact(false, STEP_BYTES)
     }
@@ -143,7 +143,7 @@ impl Tree {
         if self.check_room(&mut state).is_err() {
             return Ok(Progress::Idle);
         }
-        self.step(state, STEP_BYTES)
+        self.step(state, STEP_BYTES).inspect_err(|e| self.merge_file.refused(e))
     }
 
     /// Whether a merge runs, and whether a part of it waits for a thread.
@@ -185,6 +185,10 @@ impl Tree {
 
     /// A step of about so many bytes.
     pub(in crate::tree) fn compact(&self, idle: bool, bytes: usize) -> Result<Progress> {
+        self.compact_now(idle, bytes).inspect_err(|e| self.merge_file.refused(e))
+    }
+
+    fn compact_now(&self, idle: bool, bytes: usize) -> Result<Progress> {
         self.stop.check()?;
         let mut state = lock(&self.compacting);
         if state.running.is_some() {
@@ -198,6 +202,7 @@ impl Tree {
         let rules = self.rules(&mut state, &version, idle)?;
         let Some(plan) = choose(&Shape::of(&version), &rules) else {
             self.space.get().inspect(|s| s.no_merge());
+            self.merge_file.clear();
             return Ok(Progress::Idle);
         };
         self.start(&mut state, &version, plan, rules.floor)?;
@@ -371,6 +376,7 @@ impl Tree {
             version.change_tables(&edit.removed, tables);
             version.floor = edit.floor.map_or(version.floor, |f| f.max(version.floor));
         });
+        self.merge_file.clear();
         self.forget_gone_damage();
         Ok(())
     }
