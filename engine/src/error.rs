@@ -216,7 +216,9 @@ impl Error {
     pub const fn class(&self) -> ErrorClass {
         match self {
             Error::DiskFull { .. } | Error::TooManyFiles { .. } | Error::Overloaded { .. } => ErrorClass::NotExecuted,
-            Error::ConditionFailed(_) | Error::Limit(_) | Error::Malformed(_) => ErrorClass::NeverRetry,
+            Error::ConditionFailed(_) | Error::Limit(_) | Error::Malformed(_) | Error::Directory { .. } => {
+                ErrorClass::NeverRetry
+            }
             _ => ErrorClass::Indeterminate,
         }
     }

@@ -9,6 +9,7 @@ use mainstay_engine::batch::{Batch, Condition, Expect, Keyspace};
 use mainstay_engine::bulk::{Place, TableWriter};
 use mainstay_engine::clock::SimClock;
 use mainstay_engine::env::SimFatal;
+use mainstay_engine::error::ErrorClass;
 use mainstay_engine::exec::Progress;
 use mainstay_engine::fs::Fs;
 use mainstay_engine::fs::sim::SimFs;
@@ -559,4 +560,13 @@ fn write_buffered(store: &Store, key: &[u8]) {
     let mut batch = Batch::new();
     batch.put(key, &[b'v'; 40]).unwrap();
     store.write(&batch, &[], Durability::Buffered).unwrap();
+}
+
+#[test]
+fn a_refused_ingest_says_that_nothing_was_done_and_that_it_is_not_to_be_repeated() {
+    let world = World::new(22);
+    let refused = world.store().ingest(&[], Place::Link).unwrap_err();
+    assert!(matches!(refused, Error::Directory { .. }), "{refused}");
+    assert_eq!(refused.class(), ErrorClass::NeverRetry);
+    assert_eq!(world.store().log().last().lsn, Lsn::ZERO);
 }
