@@ -1,4 +1,4 @@
-//! Flush: the oldest frozen memtable becomes a table of level 0.
+//! Flush: the oldest frozen memtable becomes a table of level 0, one without entries at most a history table.
 //!
 //! Owns: the order file synced → directory synced → manifest edit synced → memtable let go. Never:
 //! truncation; a memtable holds committed records only \[I2\].
@@ -88,8 +88,12 @@ impl Tree {
                 }
             }
         }
-        out.finish_main(&ranges, &times)?;
-        out.finish_history(&Times::default())?;
+        // Without entries, commit times are history: a table of level 0 would hold nothing that a read of the present asks
+        // for, and would be in the way of merges.
+        let bare = !out.has_open_main() && ranges.is_empty();
+        let (main, history) = if bare { (Times::default(), times) } else { (times, Times::default()) };
+        out.finish_main(&ranges, &main)?;
+        out.finish_history(&history)?;
         out.sync()?;
         let (written, gone) = (out.entries(), dropped.iter().sum::<u64>());
         if written + gone != read {
