@@ -195,23 +195,24 @@ pub trait Fs: Send + Sync + Debug {
 /// safer than they are. An existing one may be of an attempt that ended before this was done.
 ///
 /// # Errors
-/// The operating system's.
-pub fn create_dir_synced(fs: &dyn Fs, path: &Path) -> io::Result<()> {
+/// The operating system's, and what it answered to: nothing is to be built on a directory whose sync failed.
+pub fn create_dir_synced(fs: &dyn Fs, path: &Path) -> Result<(), NotReplaced> {
+    let failed = |source| NotReplaced::Create { path: path.to_owned(), source };
     let mut parents = Vec::new();
     for parent in path.ancestors().skip(1) {
         let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
         parents.push(parent);
-        if fs.exists(parent)? {
+        if fs.exists(parent).map_err(failed)? {
             break;
         }
     }
-    let there = fs.exists(path)?;
-    fs.create_dir_all(path)?;
+    let there = fs.exists(path).map_err(failed)?;
+    fs.create_dir_all(path).map_err(failed)?;
     for parent in parents {
         match fs.sync_dir(parent) {
             // Somebody else made the directory, where this process may not look.
             Err(e) if there && e.kind() == io::ErrorKind::PermissionDenied => {}
-            other => other?,
+            other => other.map_err(|source| NotReplaced::Sync { path: parent.to_owned(), source })?,
         }
     }
     Ok(())
