@@ -162,7 +162,7 @@ pub struct Loaded {
 /// # Errors
 /// `Directory` when there is a store, when a table stands inside of `dir`, or when a table may not be in a store's
 /// base (made by a store and not by a [`TableWriter`], or across another one); `Corruption` naming a damaged one;
-/// `InUse`, `Format`, `DiskFull`, `Io`.
+/// `InUse`, `Format`, `DiskFull`, `Io`; `Stopped` after a failed sync, which ends the process.
 pub fn load(
     env: &Env,
     dir: &Path,
@@ -177,7 +177,18 @@ pub fn load(
     if let Some(inside) = tables.iter().find(|t| t.starts_with(dir) || place_of(t).starts_with(&there)) {
         return Err(refused(inside, "stands in the directory that is to become the store; write tables elsewhere"));
     }
-    crate::fs::create_dir_synced(&*env.fs, dir).map_err(|e| Error::io("create", dir, e))?;
+    load_into(env, dir, options, identity, tables, place).map_err(|e| crate::store::final_if_sync(env, e))
+}
+
+fn load_into(
+    env: &Env,
+    dir: &Path,
+    options: &Options,
+    identity: Identity,
+    tables: &[PathBuf],
+    place: Place,
+) -> Result<Loaded> {
+    crate::fs::create_dir_synced(&*env.fs, dir)?;
     let _lock = crate::store::lock_directory(env, dir)?;
     crate::store::begin_attempt(env, dir)?;
     let into = dir.join("tables");

@@ -6,6 +6,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+
 use crate::batch::{Condition, LimitError};
 use crate::codec::Malformed;
 use crate::lsn::Lsn;
@@ -37,6 +39,20 @@ pub enum Error {
         path: PathBuf,
         /// Refused before the operating system did, because of this.
         kept_back: Option<Shortage>,
+    },
+    /// The process, or the machine, has as many files open as it may; nothing of this call was done, and it may succeed
+    /// later. Only of calls that need one more: a write or a sync that fails so is like any other that fails.
+    #[error(
+        "cannot {action} {}: {source}; raise the limit of open files (`ulimit -n`, LimitNOFILE=), nothing acknowledged \
+         is lost", path.display()
+    )]
+    TooManyFiles {
+        /// What was attempted, as a verb.
+        action: &'static str,
+        /// Which file.
+        path: PathBuf,
+        /// The operating system's answer.
+        source: io::Error,
     },
     /// Bytes that were durable are damaged or missing. Nothing was changed.
     #[error("corruption in {} at offset {offset}{}: {what}; restore this node from a replica or a backup", path.display(), lsn.map(|l| format!(" (LSN {l})")).unwrap_or_default())]
@@ -147,6 +163,11 @@ pub enum Error {
     },
 }
 
+/// Whether a file was refused because the process or the machine has too many open.
+pub(crate) fn too_many_files(e: &io::Error) -> bool {
+    matches!(Errno::from_io_error(e), Some(Errno::MFILE | Errno::NFILE))
+}
+
 /// What may be concluded from a write's error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorClass {
@@ -181,8 +202,9 @@ pub(crate) fn bytes(n: u64) -> String {
 impl From<crate::fs::NotReplaced> for Error {
     fn from(e: crate::fs::NotReplaced) -> Self {
         match e {
+            crate::fs::NotReplaced::Create { path, source } => Error::io("create", &path, source),
             crate::fs::NotReplaced::Write { path, source } => Error::io("write", &path, source),
-            // Not `DiskFull`, whatever the system says: nobody may try again.
+            // Whatever the system says: nobody may try again.
             crate::fs::NotReplaced::Sync { path, source } => Error::Io { action: "sync", path, source },
         }
     }
@@ -193,19 +215,32 @@ impl Error {
     #[must_use]
     pub const fn class(&self) -> ErrorClass {
         match self {
-            Error::DiskFull { .. } | Error::Overloaded { .. } => ErrorClass::NotExecuted,
-            Error::ConditionFailed(_) | Error::Limit(_) | Error::Malformed(_) => ErrorClass::NeverRetry,
+            Error::DiskFull { .. } | Error::TooManyFiles { .. } | Error::Overloaded { .. } => ErrorClass::NotExecuted,
+            Error::ConditionFailed(_) | Error::Limit(_) | Error::Malformed(_) | Error::Directory { .. } => {
+                ErrorClass::NeverRetry
+            }
             _ => ErrorClass::Indeterminate,
         }
     }
 
-    /// Wraps an operating-system error; a full disk gets its own kind.
+    /// Wraps an operating-system error; a full disk gets its own kind, and so does one more open file that was refused
+    /// where `action` says that it was for one ("open", "create", "list", "lock").
     pub fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
+        if matches!(action, "open" | "create" | "list" | "lock") && too_many_files(&source) {
+            return Error::TooManyFiles { action, path: path.to_owned(), source };
+        }
         if source.kind() == io::ErrorKind::StorageFull || source.kind() == io::ErrorKind::QuotaExceeded {
             Error::DiskFull { path: path.to_owned(), kept_back: None }
         } else {
             Error::Io { action, path: path.to_owned(), source }
         }
+    }
+
+    /// Whether room or another open file was wanting: nothing of the work was done, and it is worth trying again by
+    /// itself after a while.
+    #[must_use]
+    pub const fn is_shortage(&self) -> bool {
+        matches!(self, Error::DiskFull { .. } | Error::TooManyFiles { .. })
     }
 
     /// Whether room was refused that the operating system would still have given.

@@ -21,6 +21,7 @@ pub mod inspect;
 pub mod limits;
 pub mod log;
 pub mod lsn;
+pub mod open_files;
 pub mod record;
 pub mod restore;
 pub mod rng;

@@ -12,7 +12,7 @@ use crate::limits::{Options, TIMELINE_LSN_JUMP};
 use crate::log::Log;
 use crate::lsn::{Epoch, Lsn, Position};
 use crate::record::{Record, TimelineStart};
-use crate::store::Identity;
+use crate::store::{Identity, final_if_sync};
 use crate::tree::Tree;
 
 /// A store under construction.
@@ -32,9 +32,13 @@ impl Builder {
     ///
     /// # Errors
     /// `Directory` when there is a store; damage in the manifest or a table missing; the operating
-    /// system's.
+    /// system's; `Stopped` after a failed sync, which ends the process.
     pub fn create(env: Env, dir: &Path, options: &Options, manifest: Option<&[u8]>) -> Result<Self> {
-        crate::fs::create_dir_synced(&*env.fs, dir).map_err(|e| Error::io("create", dir, e))?;
+        Self::begin(env.clone(), dir, options, manifest).map_err(|e| final_if_sync(&env, e))
+    }
+
+    fn begin(env: Env, dir: &Path, options: &Options, manifest: Option<&[u8]>) -> Result<Self> {
+        crate::fs::create_dir_synced(&*env.fs, dir)?;
         if Identity::read(&env, dir)?.is_some() {
             let what = "there is a store here already; choose another directory".into();
             return Err(Error::Directory { path: dir.to_owned(), what });
@@ -85,7 +89,7 @@ impl Builder {
     /// position of the new timeline.
     ///
     /// # Errors
-    /// The operating system's.
+    /// The operating system's; `Stopped` after a failed sync, which ends the process.
     pub fn finish(
         mut self,
         identity: Identity,
@@ -106,7 +110,7 @@ impl Builder {
         self.tree.freeze();
         self.settle()?;
         self.log.close()?;
-        identity.write(&self.env, &self.dir)?;
+        self.write_identity(identity)?;
         Ok((landed, first))
     }
 
@@ -114,10 +118,14 @@ impl Builder {
     /// position it stands.
     ///
     /// # Errors
-    /// The operating system's.
+    /// The operating system's; `Stopped` after a failed sync, which ends the process.
     pub fn finish_seed(mut self, identity: Identity) -> Result<()> {
         self.settle()?;
         self.log.close()?;
-        identity.write(&self.env, &self.dir)
+        self.write_identity(identity)
+    }
+
+    fn write_identity(&self, identity: Identity) -> Result<()> {
+        identity.write(&self.env, &self.dir).map_err(|e| final_if_sync(&self.env, e))
     }
 }

@@ -154,7 +154,17 @@ pub trait Fs: Send + Sync + Debug {
     /// The operating system's.
     fn exists(&self, path: &Path) -> io::Result<bool>;
 
-    /// Makes the names in a directory durable.
+    /// Has at hand what [`Fs::sync_dir`] of an existing directory needs, so that it does not fail for want of a handle.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn keep_dir(&self, path: &Path) -> io::Result<()> {
+        let _ = path;
+        Ok(())
+    }
+
+    /// Makes the names in a directory durable. Needs no other open file where [`Fs::keep_dir`] was called before, or
+    /// itself a short while ago.
     ///
     /// # Errors
     /// The operating system's; as final as a failed `sync_data`.
@@ -185,23 +195,24 @@ pub trait Fs: Send + Sync + Debug {
 /// safer than they are. An existing one may be of an attempt that ended before this was done.
 ///
 /// # Errors
-/// The operating system's.
-pub fn create_dir_synced(fs: &dyn Fs, path: &Path) -> io::Result<()> {
+/// The operating system's, and what it answered to: nothing is to be built on a directory whose sync failed.
+pub fn create_dir_synced(fs: &dyn Fs, path: &Path) -> Result<(), NotReplaced> {
+    let failed = |source| NotReplaced::Create { path: path.to_owned(), source };
     let mut parents = Vec::new();
     for parent in path.ancestors().skip(1) {
         let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
         parents.push(parent);
-        if fs.exists(parent)? {
+        if fs.exists(parent).map_err(failed)? {
             break;
         }
     }
-    let there = fs.exists(path)?;
-    fs.create_dir_all(path)?;
+    let there = fs.exists(path).map_err(failed)?;
+    fs.create_dir_all(path).map_err(failed)?;
     for parent in parents {
         match fs.sync_dir(parent) {
             // Somebody else made the directory, where this process may not look.
             Err(e) if there && e.kind() == io::ErrorKind::PermissionDenied => {}
-            other => other?,
+            other => other.map_err(|source| NotReplaced::Sync { path: parent.to_owned(), source })?,
         }
     }
     Ok(())
@@ -251,25 +262,30 @@ pub fn read_file(fs: &dyn Fs, path: &Path, max: u64) -> io::Result<Vec<u8>> {
 /// The operating system's, and what it answered to.
 pub fn write_atomic(fs: &dyn Fs, dir: &Path, name: &str, bytes: &[u8]) -> Result<(), NotReplaced> {
     let tmp = dir.join(format!("{name}.tmp"));
-    let prepare = || -> io::Result<Arc<dyn File>> {
-        if fs.exists(&tmp)? {
-            fs.remove_file(&tmp)?;
-        }
-        let file = fs.open(&tmp, OpenMode::CreateNew)?;
-        file.write_all_at(bytes, 0)?;
-        Ok(file)
-    };
     let path = dir.join(name);
     let failed = |source| NotReplaced::Write { path: path.clone(), source };
-    let file = prepare().map_err(failed)?;
+    if fs.exists(&tmp).map_err(failed)? {
+        fs.remove_file(&tmp).map_err(failed)?;
+    }
+    let created = fs.open(&tmp, OpenMode::CreateNew);
+    let file = created.map_err(|source| NotReplaced::Create { path: tmp.clone(), source })?;
+    file.write_all_at(bytes, 0).map_err(failed)?;
     file.sync_data().map_err(|source| NotReplaced::Sync { path: tmp.clone(), source })?;
     fs.rename(&tmp, &path).map_err(failed)?;
     fs.sync_dir(dir).map_err(|source| NotReplaced::Sync { path: dir.to_owned(), source })
 }
 
-/// Why [`write_atomic`] failed.
+/// Why [`write_atomic`] failed, or [`create_dir_synced`].
 #[derive(Debug, thiserror::Error)]
 pub enum NotReplaced {
+    /// The temporary file, or the directory, could not be made; nothing was done.
+    #[error("cannot create {}: {source}", path.display())]
+    Create {
+        /// File or directory.
+        path: PathBuf,
+        /// The operating system's answer.
+        source: io::Error,
+    },
     /// It could not be written; the old content stays.
     #[error("cannot write {}: {source}", path.display())]
     Write {
@@ -291,7 +307,9 @@ pub enum NotReplaced {
 impl From<NotReplaced> for io::Error {
     fn from(e: NotReplaced) -> Self {
         match e {
-            NotReplaced::Write { source, .. } | NotReplaced::Sync { source, .. } => source,
+            NotReplaced::Create { source, .. }
+            | NotReplaced::Write { source, .. }
+            | NotReplaced::Sync { source, .. } => source,
         }
     }
 }

@@ -1,28 +1,88 @@
 //! The real file system. The only module of the engine that touches the operating system's files.
 //!
-//! Owns: positional reads and writes, `fdatasync`, directory sync, advisory locks. Never: retrying
-//! a failed sync \[I3\], reading through mapped files (an I/O error must come back as a value; see `window`).
+//! Owns: positional reads and writes, `fdatasync`, directory sync and the handles it needs, advisory locks. Never:
+//! retrying a failed sync \[I3\], reading through mapped files (an I/O error must come back as a value; see `window`).
 
 #![expect(clippy::disallowed_methods, reason = "this is the file-system seam")]
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::window::Mapped;
 use super::{File, Fs, LockGuard, OpenMode, Window};
 
+/// Directories whose handles are kept for their next sync. A store syncs four of them again and again.
+const DIRS_KEPT: usize = 16;
+
 /// The operating system's files. Directories are made with mode 0700, files with 0600.
 #[derive(Debug, Default)]
-pub struct OsFs;
+pub struct OsFs {
+    /// The one synced last is at the end.
+    dirs: Mutex<Vec<Arc<OpenDir>>>,
+}
+
+/// A directory that stays open: when no more files may be opened its names can still be made durable, and a sync that
+/// fails is the disk's failure.
+#[derive(Debug)]
+struct OpenDir {
+    path: PathBuf,
+    /// Device and inode: another directory may come to stand under the name. As long as the handle is open nothing else
+    /// has this number.
+    id: (u64, u64),
+    file: fs::File,
+    /// The system tells of a failure once for each handle; all who share this one have to hear of it \[I3\].
+    failed: Mutex<Option<String>>,
+}
+
+impl OpenDir {
+    fn open(path: &Path) -> io::Result<Self> {
+        let file = fs::File::open(path)?;
+        let meta = file.metadata()?;
+        Ok(Self { path: path.to_owned(), id: (meta.dev(), meta.ino()), file, failed: Mutex::default() })
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let mut failed = lock(&self.failed);
+        match &*failed {
+            Some(why) => Err(io::Error::other(format!("an earlier sync of it failed: {why}"))),
+            None => self.file.sync_all().inspect_err(|e| *failed = Some(e.to_string())),
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing behind these locks is ever half-changed.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 impl OsFs {
     /// The real file system.
     #[must_use]
     pub const fn new() -> Self {
-        Self
+        Self { dirs: Mutex::new(Vec::new()) }
+    }
+
+    /// A handle on the directory that has this name now, the one that is open if there is one.
+    fn dir(&self, path: &Path) -> io::Result<Arc<OpenDir>> {
+        let meta = fs::metadata(path)?;
+        let id = (meta.dev(), meta.ino());
+        let mut dirs = lock(&self.dirs);
+        let dir = match dirs.iter().position(|d| d.path == path) {
+            Some(at) if dirs.get(at).is_some_and(|d| d.id == id) => dirs.remove(at),
+            Some(at) => {
+                drop(dirs.remove(at));
+                Arc::new(OpenDir::open(path)?)
+            }
+            None => Arc::new(OpenDir::open(path)?),
+        };
+        if dirs.len() == DIRS_KEPT {
+            drop(dirs.remove(0));
+        }
+        dirs.push(Arc::clone(&dir));
+        Ok(dir)
     }
 }
 
@@ -121,8 +181,12 @@ impl Fs for OsFs {
         path.try_exists()
     }
 
+    fn keep_dir(&self, path: &Path) -> io::Result<()> {
+        self.dir(path).map(drop)
+    }
+
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        fs::File::open(path)?.sync_all()
+        self.dir(path)?.sync()
     }
 
     fn lock(&self, path: &Path) -> io::Result<Box<dyn LockGuard>> {
@@ -145,5 +209,52 @@ impl Fs for OsFs {
             return Ok(u64::MAX);
         }
         Ok(s.f_bavail.saturating_mul(s.f_frsize))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_that_came_to_stand_under_a_name_is_synced_itself() {
+        let root = tempfile::tempdir().unwrap();
+        let (dir, away) = (root.path().join("dir"), root.path().join("away"));
+        let fs = OsFs::new();
+        fs.create_dir_all(&dir).unwrap();
+        fs.sync_dir(&dir).unwrap();
+        let first = fs.dir(&dir).unwrap();
+        assert!(Arc::ptr_eq(&first, &fs.dir(&dir).unwrap()), "opened again");
+        fs.rename(&dir, &away).unwrap();
+        assert_eq!(fs.sync_dir(&dir).unwrap_err().kind(), io::ErrorKind::NotFound);
+        fs.create_dir_all(&dir).unwrap();
+        let second = fs.dir(&dir).unwrap();
+        assert_ne!(first.id, second.id);
+        assert_eq!(first.id, fs.dir(&away).unwrap().id);
+    }
+
+    #[test]
+    fn a_sync_that_failed_fails_for_all_who_share_the_handle() {
+        let root = tempfile::tempdir().unwrap();
+        let fs = OsFs::new();
+        *lock(&fs.dir(root.path()).unwrap().failed) = Some("the disk is gone".into());
+        let told = fs.sync_dir(root.path()).unwrap_err().to_string();
+        assert!(told.contains("the disk is gone"), "{told}");
+    }
+
+    #[test]
+    fn only_so_many_directories_stay_open() {
+        let root = tempfile::tempdir().unwrap();
+        let fs = OsFs::new();
+        for n in 0..2 * DIRS_KEPT {
+            let dir = root.path().join(n.to_string());
+            fs.create_dir_all(&dir).unwrap();
+            fs.sync_dir(&dir).unwrap();
+            // One that is synced all the time stays.
+            fs.sync_dir(root.path()).unwrap();
+        }
+        let dirs = lock(&fs.dirs);
+        assert_eq!(dirs.len(), DIRS_KEPT);
+        assert!(dirs.iter().any(|d| d.path == root.path()));
     }
 }

@@ -36,7 +36,7 @@ mod tests;
 pub use faults::{FaultKind, OpClass, SimError, is_simulated_crash};
 
 use disk::Disk;
-use faults::bad_handle;
+use faults::{Call, bad_handle};
 use names::Ino;
 
 #[derive(Clone)]
@@ -188,6 +188,12 @@ impl SimFs {
         self.0.disk().faults.count()
     }
 
+    /// How many of them were of this class.
+    #[must_use]
+    pub fn class_count(&self, class: OpClass) -> u64 {
+        self.0.disk().faults.class_count(class)
+    }
+
     /// Bytes that all reads returned so far, and that all writes wrote.
     #[must_use]
     pub fn transferred(&self) -> (u64, u64) {
@@ -241,6 +247,18 @@ impl SimFs {
         self.0.disk().set_interruptions(on);
     }
 
+    /// No more than `max` files may be open at once from now on, locks included: opening, making and locking a file and
+    /// listing a directory need one more and fail with `EMFILE` otherwise. What is open stays open.
+    pub fn set_open_files_max(&self, max: u64) {
+        self.0.disk().set_open_files_max(max);
+    }
+
+    /// How many files are open, locks included.
+    #[must_use]
+    pub fn open_files(&self) -> u64 {
+        self.0.disk().open_files()
+    }
+
     /// Flips bit `bit` (0-7) of the byte at `offset`, on the medium and in the cache.
     ///
     /// # Errors
@@ -275,7 +293,7 @@ impl SimFs {
         let class = if mode == OpenMode::CreateNew { OpClass::Name } else { OpClass::Open };
         let mut disk = self.0.disk();
         let generation = disk.powered()?;
-        let ino = disk.call_whole(class, |disk| disk.open(path, mode))?;
+        let ino = disk.call_whole(Call::opening(class), |disk| disk.open(path, mode))?;
         let writable = mode != OpenMode::Read;
         Ok(SimFile(Arc::new(Handle { shared: self.0.clone(), ino, generation, writable })))
     }

@@ -23,6 +23,7 @@ use crate::error::{Error, Result};
 use crate::exec::Wake;
 use crate::limits::Options;
 use crate::lsn::{CommitTs, Epoch, Lsn, Position};
+use crate::open_files::FileWait;
 use crate::record::{Kind, Record, TimelineStart};
 use crate::space::Space;
 use crate::watermark::Watermark;
@@ -103,6 +104,8 @@ struct Shared {
     /// Woken when the segment made ahead has been taken.
     taken: OnceLock<Wake>,
     space: OnceLock<Arc<Space>>,
+    /// Of the next segment's file.
+    segment_file: FileWait,
     stopped: OnceLock<String>,
 }
 
@@ -143,8 +146,8 @@ impl Log {
     ///
     /// # Errors
     /// `Limit` for a body that fits no record or segment, `Malformed` for a timeline start (see
-    /// [`Log::append_timeline`]), `Record` for an epoch older than the log's, `DiskFull` when a
-    /// segment is needed and cannot be made; nothing was appended then. `Stopped`.
+    /// [`Log::append_timeline`]), `Record` for an epoch older than the log's, `DiskFull` or `TooManyFiles`
+    /// when a segment is needed and cannot be made; nothing was appended then. `Stopped`.
     pub fn append(
         &self,
         kind: Kind,
@@ -214,11 +217,16 @@ impl Log {
         self.shared.step()
     }
 
+    /// Whether the next segment waits because too many files are open.
+    pub(crate) fn segment_file(&self) -> &FileWait {
+        &self.shared.segment_file
+    }
+
     /// Works on the segment after the present one, one piece (at most 1 MiB) a call: a released one is used again,
     /// otherwise a new file is filled with zeros. `Idle` when it is ready.
     ///
     /// # Errors
-    /// `DiskFull`: the log stays usable, try again later. `Io` when the file cannot be created.
+    /// `DiskFull`, `TooManyFiles`: the log stays usable, try again later. `Io` when the file cannot be created.
     /// `Stopped`.
     pub fn prepare_step(&self) -> Result<Progress> {
         self.shared.prepare_step()
@@ -346,7 +354,7 @@ impl Log {
     ///
     /// # Errors
     /// `BelowCommit` when `lsn` is below `committed` \[I8\], `LogGone` when it is below the oldest
-    /// record, `DiskFull` when the tail cannot be saved: nothing was changed. `Corruption`, `Stopped`.
+    /// record, `DiskFull` or `TooManyFiles` when the tail cannot be saved: nothing was changed. `Corruption`, `Stopped`.
     pub fn truncate_above(&self, lsn: Lsn, committed: Lsn) -> Result<Option<CutTail>> {
         self.shared.truncate_above(lsn, committed)
     }

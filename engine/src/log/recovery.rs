@@ -32,6 +32,7 @@ use crate::fault::{Bug, planted};
 use crate::fs::File;
 use crate::limits::{Options, SEGMENT_BYTES_MAX};
 use crate::lsn::{Lsn, Position};
+use crate::open_files::FileWait;
 use crate::record::Record;
 use crate::watermark::Watermark;
 
@@ -74,7 +75,7 @@ pub(super) fn open(
 ) -> Result<(Log, Recovered)> {
     let log_dir = dir.join("log");
     env.fs.create_dir_all(&log_dir).map_err(|e| Error::io("create", &log_dir, e))?;
-    env.fs.sync_dir(dir).map_err(|e| Error::io("sync", dir, e))?;
+    env.fs.sync_dir(dir).map_err(|source| Error::Io { action: "sync", path: dir.to_owned(), source })?;
     let names = env.fs.list(&log_dir).map_err(|e| Error::io("list", &log_dir, e))?;
     let found = find(env, &log_dir, &names)?;
     let mut walk = Walk::new(env, &log_dir, base, read_intent(env, &log_dir)?);
@@ -486,8 +487,9 @@ impl<'a> Walk<'a> {
         let mut blank = Blank::create(self.env, self.log_dir, 1, bytes)?;
         while !blank.fill(self.env, self.log_dir)? {}
         let made = blank.into_segment(new_salt(self.env), self.base);
-        made.write_header().map_err(|e| Error::io("write the header of", &made.path, e))?;
         let header = made.header();
+        made.file.write_all_at(&header.encode(), 0).map_err(|e| Error::io("write the header of", &made.path, e))?;
+        made.file.sync_data().map_err(|source| Error::Io { action: "sync", path: made.path.clone(), source })?;
         Ok(Walked { path: made.path, file: made.file, header, index: Vec::new(), end: FRAMES_AT, by_header: false })
     }
 
@@ -516,6 +518,7 @@ impl<'a> Walk<'a> {
             slots: Slots::default(),
             releasing: Mutex::default(),
             space: OnceLock::new(),
+            segment_file: FileWait::default(),
             appended: Watermark::new(end),
             durable: Watermark::new(end),
             written: AtomicU64::new(end.0),

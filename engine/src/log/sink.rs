@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::segment::Segment;
 use crate::env::Env;
+use crate::error::too_many_files;
 use crate::fault::{Bug, planted};
 use crate::fs::{Blocks, DIRECT_BYTES, File, Window, read_exact_at};
 
@@ -123,10 +124,15 @@ impl Sink {
         self.window = None;
         if self.direct.as_ref().is_none_or(|d| !Arc::ptr_eq(&d.segment, segment)) {
             let last = self.direct.take().map(|d| d.last).unwrap_or_default();
-            // Another handle may be refused (there are too many), which is no harm: the one that is open does as well.
-            let Ok(Some(file)) = env.fs.open_direct(&segment.path) else {
-                self.no_direct = true;
-                return Ok(false);
+            // Another handle may be refused, which is no harm: the one that is open does as well.
+            let file = match env.fs.open_direct(&segment.path) {
+                Ok(Some(file)) => file,
+                // There may be fewer open the next time.
+                Err(e) if too_many_files(&e) => return Ok(false),
+                Ok(None) | Err(_) => {
+                    self.no_direct = true;
+                    return Ok(false);
+                }
             };
             self.direct = Some(Direct { segment: Arc::clone(segment), file, last, from: None });
         }

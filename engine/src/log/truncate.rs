@@ -85,6 +85,11 @@ impl Intent {
     }
 }
 
+/// Not `Error::io`: a sync that failed for want of room is final as well.
+fn unsynced(path: &Path, source: std::io::Error) -> Error {
+    Error::Io { action: "sync", path: path.to_owned(), source }
+}
+
 /// The disk's part of a decided cut: `later` go (they are above the cut), `file` is zeroed in
 /// `from..to`, and the intent is done with. May be repeated.
 pub(super) fn finish(
@@ -99,15 +104,15 @@ pub(super) fn finish(
             env.fs.remove_file(&p).map_err(|e| Error::io("remove", &p, e))?;
         }
     }
-    env.fs.sync_dir(log_dir).map_err(|e| Error::io("sync", log_dir, e))?;
+    env.fs.sync_dir(log_dir).map_err(|e| unsynced(log_dir, e))?;
     if !planted(Bug::SkipZeroAfterCut) {
         segment::write_zeros(file, from, to).map_err(|e| Error::io("write", path, e))?;
     }
-    file.sync_data().map_err(|e| Error::io("sync", path, e))?;
+    file.sync_data().map_err(|e| unsynced(path, e))?;
     let intent = log_dir.join(INTENT);
     if env.fs.exists(&intent).map_err(|e| Error::io("look for", &intent, e))? {
         env.fs.remove_file(&intent).map_err(|e| Error::io("remove", &intent, e))?;
-        env.fs.sync_dir(log_dir).map_err(|e| Error::io("sync", log_dir, e))?;
+        env.fs.sync_dir(log_dir).map_err(|e| unsynced(log_dir, e))?;
     }
     Ok(())
 }
@@ -146,7 +151,7 @@ impl Shared {
             let path = self.log_dir.join(INTENT);
             return Err(match Error::from(e) {
                 // Once it has its name, a later start finishes the cut: there is no going on beside it.
-                full @ Error::DiskFull { .. } if matches!(self.env.fs.exists(&path), Ok(false)) => full,
+                short if short.is_shortage() && matches!(self.env.fs.exists(&path), Ok(false)) => short,
                 other => self.fatal(&other),
             });
         }

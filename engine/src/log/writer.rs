@@ -434,7 +434,11 @@ impl Shared {
     fn prepare_piece(&self, prepare: &mut Prepare) -> Result<()> {
         let mut blank = match prepare.blank.take() {
             Some(blank) => blank,
-            None => self.create_blank(prepare)?,
+            None => {
+                let created = self.create_blank(prepare);
+                self.segment_file.note(&created);
+                created?
+            }
         };
         let filled = blank.fill(&self.env, &self.log_dir);
         if let Some(space) = self.space.get() {
@@ -467,7 +471,12 @@ impl Shared {
             self.env.fs.remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
         }
         while let Some(spare) = prepare.spares.pop_front() {
-            if let Some(blank) = Blank::of_spare(&self.env, &self.log_dir, seq, bytes, spare.clone())? {
+            let opened = Blank::of_spare(&self.env, &self.log_dir, seq, bytes, spare.clone());
+            if opened.is_err() {
+                // It waits on.
+                prepare.spares.push_front(spare.clone());
+            }
+            if let Some(blank) = opened? {
                 self.counters.recycled_segment();
                 return Ok(blank);
             }

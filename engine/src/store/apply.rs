@@ -7,7 +7,7 @@
 use std::sync::{MutexGuard, PoisonError};
 
 use super::Store;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::exec::Progress;
 use crate::fault::{Bug, planted};
 use crate::log::Reader;
@@ -102,14 +102,14 @@ impl Store {
     }
 
     /// [`Store::apply_committed`] for a writer whose record is durable: it must become visible, and no error may
-    /// say that nothing was written. Where a flush finds no room the active memtable takes what is over, which is
-    /// no more than the writers brought that were let in before.
+    /// say that nothing was written. Where a flush finds no room, or no file, the active memtable takes what is over,
+    /// which is no more than the writers brought that were let in before.
     ///
     /// # Errors
-    /// The log's and the tree's, but no `DiskFull`.
+    /// The log's and the tree's, but neither `DiskFull` nor `TooManyFiles`.
     pub(super) fn apply_written(&self) -> Result<()> {
         match self.apply_committed() {
-            Err(Error::DiskFull { .. }) => {
+            Err(e) if e.is_shortage() => {
                 while self.apply_piece(self.applier(), self.may_apply(), Bound::Over)? == Progress::Worked {}
                 Ok(())
             }

@@ -24,7 +24,7 @@ pub(crate) fn forget(env: &Env, dir: &Path) -> Result<()> {
     let path = dir.join(NAME);
     if env.fs.exists(&path).map_err(|e| Error::io("look for", &path, e))? {
         env.fs.remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
-        env.fs.sync_dir(dir).map_err(|e| Error::io("sync", dir, e))?;
+        env.fs.sync_dir(dir).map_err(|source| Error::Io { action: "sync", path: dir.to_owned(), source })?;
     }
     Ok(())
 }

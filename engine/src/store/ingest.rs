@@ -94,8 +94,12 @@ impl Store {
             self.tree.flush_step()?;
         }
         self.make_room()?;
-        self.say_ingested()?;
-        let position = self.append_ingest((&ingest, &body), opened, &mut guests)?;
+        let said = self.say_ingested()?;
+        let appended = self.append_ingest((&ingest, &body), opened, &mut guests);
+        if said && appended.is_err() && !guests.ids.is_empty() {
+            self.unsay_ingested();
+        }
+        let position = appended?;
         self.wake_flush.wake();
         self.log.sync_to(position.lsn)?;
         let sum = |of: fn(&Checked) -> u64| checked.iter().map(of).sum();
@@ -135,14 +139,31 @@ impl Store {
         }
     }
 
-    /// From now on no program opens the directory that does not know such records, and no node does.
-    fn say_ingested(&self) -> Result<()> {
+    /// From now on no program opens the directory that does not know such records, and no node does. False if that was
+    /// said before.
+    fn say_ingested(&self) -> Result<bool> {
         let identity = self.identity.lock().unwrap_or_else(PoisonError::into_inner);
-        if !self.ingested.load(Ordering::Relaxed) {
-            identity.write_with(&self.env, &self.dir, true).map_err(|e| self.final_if_sync(e))?;
-            self.ingested.store(true, Ordering::Relaxed);
+        if self.ingested.load(Ordering::Relaxed) {
+            return Ok(false);
         }
-        Ok(())
+        identity.write_with(&self.env, &self.dir, true).map_err(|e| self.final_if_sync(e))?;
+        self.ingested.store(true, Ordering::Relaxed);
+        Ok(true)
+    }
+
+    /// Takes back what this call said, for its record did not get into the log: as long as the tables are guests nothing
+    /// names them, before it was said there was no such record, and one call runs at a time.
+    fn unsay_ingested(&self) {
+        // What a stopped log holds shows when it is opened.
+        if self.log.check_stopped().is_err() {
+            return;
+        }
+        let identity = self.identity.lock().unwrap_or_else(PoisonError::into_inner);
+        match identity.write_with(&self.env, &self.dir, false) {
+            Ok(()) => self.ingested.store(false, Ordering::Relaxed),
+            // It stays then, which is no harm but to who wants to run a node; a failed sync is final all the same.
+            Err(e) => drop(self.final_if_sync(e)),
+        }
     }
 
     /// Appends, commits and applies in one go, as [`Store::append_visible`] does: no cut and no condition ever finds

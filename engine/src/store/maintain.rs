@@ -11,7 +11,7 @@ impl Store {
     /// next log segment, releasing log, evidence.
     ///
     /// # Errors
-    /// The log's and the tree's. A full disk is not fatal: the work is tried again.
+    /// The log's and the tree's. A full disk is not fatal, nor are too many open files: the work is tried again.
     pub fn maintain_step(&self) -> Result<Progress> {
         match self.tend_step()? {
             Progress::Idle => self.compact_step(),

@@ -141,7 +141,7 @@ pub(crate) fn begin_attempt(env: &Env, dir: &Path) -> Result<()> {
     if !attempted {
         env.fs.open(&mark, OpenMode::CreateNew).map_err(|e| Error::io("create", &mark, e))?;
         // Before there is any part: a crash must not leave parts without it.
-        env.fs.sync_dir(dir).map_err(|e| Error::io("sync", dir, e))?;
+        env.fs.sync_dir(dir).map_err(|source| Error::Io { action: "sync", path: dir.to_owned(), source })?;
     }
     for part in ["log", "tables", "manifest"] {
         let path = dir.join(part);
@@ -163,14 +163,31 @@ pub(crate) fn end_attempt(env: &Env, dir: &Path) -> Result<()> {
     }
 }
 
+/// A failed sync is final also while a store is made or opened \[I3\]: the next look may find whole what is lost.
+pub(crate) fn final_if_sync(env: &Env, e: Error) -> Error {
+    match e {
+        Error::Io { action: "sync", path, source } => {
+            let why = format!("cannot sync {}: {source}", path.display());
+            (env.fatal)(&why);
+            Error::Stopped(why)
+        }
+        other => other,
+    }
+}
+
 impl Store {
     /// Makes a new store in `dir`, which must be absent, empty, or hold no store yet. `base` is the
     /// position its log starts after: zero for a new cluster.
     ///
     /// # Errors
-    /// `Directory` when there is a store already, `InUse`, or the operating system's.
+    /// `Directory` when there is a store already, `InUse`, or the operating system's; `Stopped` after a failed sync,
+    /// which ends the process.
     pub fn create(env: Env, dir: &Path, options: &Options, identity: Identity) -> Result<Self> {
-        crate::fs::create_dir_synced(&*env.fs, dir).map_err(|e| Error::io("create", dir, e))?;
+        Self::make(env.clone(), dir, options, identity).map_err(|e| final_if_sync(&env, e))
+    }
+
+    fn make(env: Env, dir: &Path, options: &Options, identity: Identity) -> Result<Self> {
+        crate::fs::create_dir_synced(&*env.fs, dir)?;
         let lock = lock_directory(&env, dir)?;
         begin_attempt(&env, dir)?;
         Tree::create(env.clone(), dir, options, Position::default())?;
@@ -206,7 +223,7 @@ impl Store {
         let lock = lock_directory(&env, dir)?;
         let (identity, ingested) = Identity::read_from(&*env.fs, dir)?.ok_or_else(missing)?;
         refuse(dir, ingested)?;
-        end_attempt(&env, dir)?;
+        end_attempt(&env, dir).map_err(|e| final_if_sync(&env, e))?;
         Self::open_locked(env, dir, options, (identity, ingested), lock)
     }
 
@@ -239,6 +256,10 @@ impl Store {
         // brings in have to stay.
         let kept = if ingested { ingest::named_in(&log, flushed.lsn)? } else { BTreeSet::new() };
         tree.tidy_but(&kept)?;
+        // No sync from here on is to fail for want of a handle.
+        for dir in [dir.to_owned(), dir.join("log"), dir.join("tables"), dir.join("manifest")] {
+            env.fs.keep_dir(&dir).map_err(|e| Error::io("open", &dir, e))?;
+        }
         let log = Arc::new(log);
         let committed = flushed.lsn.max(evidence.committed.min(log.last().lsn));
         let store = Self {

@@ -1,10 +1,11 @@
-//! What a store does when there is little room on its disk.
+//! What a store does when there is little room on its disk, or when it may open no more files.
 //!
 //! Owns: refusing a write that would find no memtable, and making log that can go releasable. Never: the measures
-//! (`crate::space`).
+//! (`crate::space`, `crate::open_files`).
 
 use super::Store;
 use crate::error::Result;
+use crate::open_files::{FileWait, OpenFilesStats};
 use crate::space::SpaceStats;
 
 impl Store {
@@ -14,15 +15,32 @@ impl Store {
         self.space.stats(self.tree.needs_flush())
     }
 
-    /// Refuses a write while as many memtables wait as may and there is no room to flush one: its record would be
-    /// in the log, and could not be shown.
+    /// Work that waits because too many files are open.
+    #[must_use]
+    pub fn open_files(&self) -> OpenFilesStats {
+        let (flush, merge, segment) = (self.tree.flush_file(), self.tree.merge_file(), self.log.segment_file());
+        OpenFilesStats {
+            flush_waits: flush.waits(),
+            merge_waits: merge.waits(),
+            segment_waits: segment.waits(),
+            writes_refused: segment.waits() || (flush.waits() && self.tree.needs_flush()),
+            refusals: [flush, merge, segment].into_iter().map(FileWait::refusals).sum(),
+        }
+    }
+
+    /// Refuses a write while as many memtables wait as may and there is no room, or no file, to flush one: its record
+    /// would be in the log, and could not be shown.
     ///
     /// # Errors
-    /// `DiskFull`.
+    /// `DiskFull`, `TooManyFiles`.
     pub(super) fn check_room(&self) -> Result<()> {
         if self.space.flush_waits() && self.tree.needs_flush() {
             self.wake_flush.wake();
             return self.space.refuse_write();
+        }
+        if self.tree.flush_file().waits() && self.tree.needs_flush() {
+            self.wake_flush.wake();
+            return self.tree.flush_file().refuse_write(self.tree.tables_dir());
         }
         Ok(())
     }

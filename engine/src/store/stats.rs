@@ -6,6 +6,7 @@ use super::Store;
 use super::pace::StallStats;
 use super::scrub::ScrubStats;
 use crate::log::LogStats;
+use crate::open_files::OpenFilesStats;
 use crate::space::SpaceStats;
 use crate::tree::TreeStats;
 
@@ -20,6 +21,8 @@ pub struct StoreStats {
     pub stalls: StallStats,
     /// Room on the disk, and what waits for some.
     pub space: SpaceStats,
+    /// What waits because too many files are open.
+    pub open_files: OpenFilesStats,
     /// How far the scrub is.
     pub scrub: ScrubStats,
 }
@@ -47,6 +50,7 @@ impl Store {
             log: self.log.stats(),
             stalls: self.pace.stats(),
             space: self.space(),
+            open_files: self.open_files(),
             scrub: self.scrub_stats(),
         }
     }

@@ -1,13 +1,12 @@
 //! Writes whose caller does not wait: the log writer's thread syncs them in groups and says so.
 //!
-//! Owns: what is outstanding, its bound \[I12\], and that every completion comes to an end: by the log writer's
-//! thread, by its last act, or by the call itself when there is no such thread. Never: a completion before the
-//! write is as sure as was asked for and visible \[I1\]; a runtime.
+//! Owns: what is outstanding, its bound \[I12\] and whose turn it is, and that every completion comes to an end: by the
+//! log writer's thread, by its last act, or by the call itself when there is no such thread. Never: a completion before
+//! the write is as sure as was asked for and visible \[I1\]; a runtime.
 
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -123,24 +122,72 @@ impl Drop for Completion {
     }
 }
 
-/// How many writes are outstanding, and the bytes of their batches.
+/// How long room is kept for a batch that was refused, from when there is enough: whoever gave it has waited for one of
+/// the outstanding writes and is about to come again, or never will.
+const TURN: Duration = Duration::from_millis(20);
+
+/// How many writes are outstanding, the bytes of their batches, and who is next.
 #[derive(Debug, Default)]
 struct Taken {
-    writes: AtomicUsize,
-    bytes: AtomicUsize,
+    writes: usize,
+    bytes: usize,
+    turn: Option<Turn>,
+}
+
+/// A batch found too little room. Smaller ones would find some again and again, and keep it out for ever: they are
+/// refused until one that is at least as large was taken, or did not come for a while although there was room.
+#[derive(Clone, Copy, Debug)]
+struct Turn {
+    bytes: usize,
+    /// Since when there is room for it.
+    room_since: Option<Duration>,
+}
+
+impl Taken {
+    /// Whether there is room for a batch of so many bytes; one that is alone may have any size.
+    fn has_room(&self, bytes: usize, most: usize) -> bool {
+        self.bytes == 0 || self.bytes.checked_add(bytes).is_some_and(|all| all <= most)
+    }
+
+    /// Takes a batch, or says that it has to come again.
+    fn take(&mut self, bytes: usize, most: usize, now: Duration) -> bool {
+        if let Some(turn) = self.turn
+            && self.has_room(turn.bytes, most)
+        {
+            let since = turn.room_since.unwrap_or(now);
+            let over = now.saturating_sub(since) >= TURN;
+            self.turn = (!over).then_some(Turn { room_since: Some(since), ..turn });
+        }
+        let behind = self.turn.is_some_and(|turn| bytes < turn.bytes);
+        if behind || self.writes >= OUTSTANDING_WRITES_MAX {
+            return false;
+        }
+        if !self.has_room(bytes, most) {
+            self.turn.get_or_insert(Turn { bytes, room_since: None });
+            return false;
+        }
+        (self.writes, self.bytes, self.turn) = (self.writes + 1, self.bytes + bytes, None);
+        true
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing behind these locks is ever half-changed.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A place among the outstanding writes.
 #[derive(Debug)]
 struct Place {
-    taken: Arc<Taken>,
+    taken: Arc<Mutex<Taken>>,
     bytes: usize,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.taken.bytes.fetch_sub(self.bytes, Ordering::SeqCst);
-        self.taken.writes.fetch_sub(1, Ordering::SeqCst);
+        let mut taken = lock(&self.taken);
+        taken.bytes -= self.bytes;
+        taken.writes -= 1;
     }
 }
 
@@ -184,7 +231,7 @@ struct Queue {
 #[derive(Debug)]
 pub(super) struct Outstanding {
     queue: Mutex<Queue>,
-    taken: Arc<Taken>,
+    taken: Arc<Mutex<Taken>>,
     bytes_max: usize,
 }
 
@@ -194,22 +241,14 @@ impl Outstanding {
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.queue)
     }
 
-    /// A place for a batch of so many bytes; one that is alone may have any size.
-    fn place(&self, bytes: usize) -> Result<Place> {
-        let Taken { writes, bytes: taken } = &*self.taken;
-        // A write that is refused counts at no time, or others could be refused for its sake.
-        let add = |others: usize| others.checked_add(bytes).filter(|all| others == 0 || *all <= self.bytes_max);
-        let refused = |outstanding, bytes| Error::Overloaded { outstanding, bytes };
-        taken
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, add)
-            .map_err(|others| refused(writes.load(Ordering::SeqCst), others))?;
-        let one_more = |n: usize| (n < OUTSTANDING_WRITES_MAX).then_some(n + 1);
-        if let Err(all) = writes.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_more) {
-            let before = taken.fetch_sub(bytes, Ordering::SeqCst);
-            return Err(refused(all, before.saturating_sub(bytes)));
+    /// A place for a batch of so many bytes.
+    fn place(&self, bytes: usize, now: Duration) -> Result<Place> {
+        let mut taken = lock(&self.taken);
+        if !taken.take(bytes, self.bytes_max, now) {
+            return Err(Error::Overloaded { outstanding: taken.writes, bytes: taken.bytes });
         }
         Ok(Place { taken: Arc::clone(&self.taken), bytes })
     }
@@ -248,11 +287,12 @@ impl Store {
     ///
     /// # Errors
     /// `Overloaded` when [`OUTSTANDING_WRITES_MAX`] writes are outstanding, or a sixteenth of the memory limit in bytes:
-    /// wait for one of them. A batch of more bytes than that is taken when no other is outstanding. Otherwise as
-    /// [`Store::append`]. Nothing was written then, except that nobody knows after `Stopped`; see
-    /// [`Error::class`].
+    /// wait for one of them and come again. A batch of more bytes than that is taken when no other is outstanding. One that
+    /// found too little room is next: smaller ones are refused until it was taken, or for 20 ms when there is room for it
+    /// and it does not come. Otherwise as [`Store::append`]. Nothing was written then, except that nobody knows after
+    /// `Stopped`; see [`Error::class`].
     pub fn submit(&self, batch: &Batch, conditions: &[Condition], durability: Durability) -> Result<Completion> {
-        let place = self.outstanding.place(batch.encoded_len())?;
+        let place = self.outstanding.place(batch.encoded_len(), self.env.clock.monotonic())?;
         self.make_room()?;
         let cuts = self.log.cuts();
         let position = match durability {
@@ -356,5 +396,75 @@ impl Drop for Completer {
         } else {
             self.store.complete(group);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: fn(u64) -> Duration = Duration::from_millis;
+
+    fn outstanding() -> (Outstanding, usize) {
+        let outstanding = Outstanding::new(&Options::tiny());
+        let most = outstanding.bytes_max;
+        (outstanding, most)
+    }
+
+    #[test]
+    fn a_batch_that_found_no_room_comes_before_smaller_ones() {
+        let (o, most) = outstanding();
+        // One that needs to be alone, and one that needs more room than steady small ones leave.
+        for large in [2 * most, most / 4 * 3] {
+            let mut small: VecDeque<Place> = (0..most / 100).map(|_| o.place(100, MS(0)).unwrap()).collect();
+            let mut came = 0;
+            let taken = loop {
+                came += 1;
+                match o.place(large, MS(0)) {
+                    Ok(place) => break place,
+                    Err(e) => assert!(matches!(e, Error::Overloaded { .. })),
+                }
+                // One ends, and the next one is there at once.
+                small.pop_front();
+                small.extend(o.place(100, MS(0)));
+                assert!(came < 2 * most / 100, "{large} bytes are kept out");
+            };
+            drop(small);
+            assert_eq!(o.place(100, MS(0)).is_ok(), large < most);
+            drop(taken);
+            assert!(o.place(100, MS(0)).is_ok());
+        }
+        let taken = lock(&o.taken);
+        assert_eq!((taken.writes, taken.bytes), (0, 0));
+    }
+
+    #[test]
+    fn room_is_not_kept_for_long_for_a_batch_that_does_not_come_again() {
+        let (o, most) = outstanding();
+        let first = o.place(100, MS(0)).unwrap();
+        assert!(o.place(2 * most, MS(0)).is_err());
+        // However long that takes.
+        assert!(o.place(100, MS(60_000)).is_err());
+        drop(first);
+        assert!(o.place(100, MS(70_000)).is_err(), "there was no room for it before");
+        assert!(o.place(100, MS(70_019)).is_err());
+        assert!(o.place(100, MS(70_020)).is_ok());
+        assert!(o.place(100, MS(70_020)).is_ok());
+    }
+
+    #[test]
+    fn one_as_large_takes_the_turn_and_the_number_of_writes_is_bounded_as_ever() {
+        let (o, most) = outstanding();
+        let first = o.place(most, MS(0)).unwrap();
+        assert!(o.place(most / 2, MS(0)).is_err() && o.place(most, MS(0)).is_err());
+        drop(first);
+        let second = o.place(most / 2, MS(0)).unwrap();
+        let mut third: Vec<Place> = (0..10).map(|_| o.place(1, MS(0)).unwrap()).collect();
+        drop(second);
+        third.extend((10..OUTSTANDING_WRITES_MAX).map_while(|_| o.place(0, MS(0)).ok()));
+        assert_eq!(third.len(), OUTSTANDING_WRITES_MAX);
+        assert!(o.place(0, MS(0)).is_err());
+        third.pop();
+        assert!(o.place(0, MS(0)).is_ok());
     }
 }

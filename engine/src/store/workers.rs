@@ -89,8 +89,8 @@ impl Store {
     /// After an error in the background: how to go on.
     fn background_error(&self, e: &Error) -> Progress {
         match e {
-            // Room may return; writers see the same error from their own calls.
-            Error::DiskFull { .. } => Progress::Sleep(PAUSE),
+            // Room may return, and so may file handles; writers see the same error from their own calls.
+            e if e.is_shortage() => Progress::Sleep(PAUSE),
             // The log has called the fatal hook; nothing more can be done here.
             Error::Stopped(_) => Progress::Done,
             e => {
@@ -245,5 +245,95 @@ impl Worker for StoreWorker {
             Ok(progress) => progress,
             Err(e) => self.store.background_error(&e),
         }
+    }
+}
+
+#[cfg(all(test, feature = "sim"))]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::batch::Batch;
+    use crate::clock::SimClock;
+    use crate::env::SimFatal;
+    use crate::fs::sim::SimFs;
+    use crate::store::{Durability, Identity};
+    use crate::{ClusterId, CommitTs, Env, Options, TimelineId};
+
+    fn store() -> (Arc<SimFs>, SimFatal, Arc<Store>) {
+        let fs = SimFs::new(1);
+        let dir = Path::new("/data");
+        fs.prepare_dir(dir).unwrap();
+        let (env, fatal) = Env::sim(Arc::clone(&fs), SimClock::new(CommitTs(1_000_000)), 1);
+        let identity = Identity { cluster: ClusterId(1), timeline: TimelineId(1) };
+        let store = Arc::new(Store::create(env, dir, &Options::tiny(), identity).unwrap());
+        (fs, fatal, store)
+    }
+
+    fn freeze_one(store: &Store, n: u32) {
+        let mut batch = Batch::new();
+        batch.put(&n.to_be_bytes(), b"value").unwrap().put(b"k", b"value").unwrap();
+        store.write(&batch, &[], Durability::Written).unwrap();
+        store.tree().freeze();
+    }
+
+    fn run(worker: &mut impl Worker) -> Progress {
+        loop {
+            let progress = worker.step();
+            if progress != Progress::Worked {
+                return progress;
+            }
+        }
+    }
+
+    fn flush_worker(store: &Arc<Store>) -> StoreWorker {
+        StoreWorker { store: Arc::clone(store), step: tend_step, pause: Some(PAUSE) }
+    }
+
+    #[test]
+    fn a_flush_and_a_merge_that_may_open_no_file_are_tried_again_after_a_pause() {
+        let (fs, fatal, store) = store();
+        let mut flush = flush_worker(&store);
+        let now = store.env.clock.monotonic();
+        let mut merge = Compaction { store: Arc::clone(&store), flushes: 0, quiet_since: now, not_before: now };
+        run(&mut flush);
+        freeze_one(&store, 0);
+        fs.set_open_files_max(fs.open_files());
+        assert_eq!(run(&mut flush), Progress::Sleep(PAUSE));
+        let stats = store.stats().open_files;
+        assert!(stats.flush_waits && !stats.writes_refused && store.tree().has_frozen(), "{stats:?}");
+        assert!(stats.trouble().is_some_and(|t| t.contains("flushes wait")), "{stats:?}");
+        fs.set_open_files_max(u64::MAX);
+        assert_eq!(run(&mut flush), Progress::Sleep(PAUSE));
+        assert!(!store.tree().has_frozen() && store.stats().open_files.trouble().is_none());
+        // Level 0 is full.
+        for n in 1..6 {
+            freeze_one(&store, n);
+            run(&mut flush);
+        }
+        fs.set_open_files_max(fs.open_files());
+        for _ in 0..3 {
+            assert_eq!(run(&mut merge), Progress::Sleep(PAUSE));
+        }
+        let stats = store.stats();
+        assert!(stats.open_files.merge_waits && stats.open_files.refusals >= 3, "{stats:?}");
+        assert_eq!(stats.tree.compactions, 0);
+        fs.set_open_files_max(u64::MAX);
+        run(&mut merge);
+        let stats = store.stats();
+        assert!(stats.tree.compactions > 0 && stats.open_files.trouble().is_none(), "{stats:?}");
+        assert_eq!(fatal.messages(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_flush_whose_sync_fails_ends_the_store() {
+        let (fs, fatal, store) = store();
+        let mut flush = flush_worker(&store);
+        run(&mut flush);
+        freeze_one(&store, 0);
+        fs.fail_next_sync();
+        assert_eq!(run(&mut flush), Progress::Done);
+        assert_eq!(fatal.messages().len(), 1);
     }
 }

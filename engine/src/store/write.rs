@@ -41,7 +41,7 @@ impl Store {
     /// commit timestamp the batch gets at the earliest.
     ///
     /// # Errors
-    /// `ConditionFailed`, `Limit`, `DiskFull`: nothing was written. `Stopped`: the store is over.
+    /// `ConditionFailed`, `Limit`, `DiskFull`, `TooManyFiles`: nothing was written. `Stopped`: the store is over.
     pub fn append(&self, epoch: Epoch, batch: &Batch, conditions: &[Condition]) -> Result<Position> {
         let _order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
         let last = self.log.last();
@@ -86,7 +86,8 @@ impl Store {
     ///
     /// # Errors
     /// `Record` when they do not continue it; `ForeignIngest` for one that names tables, which are not here; `DiskFull`
-    /// as for [`Store::append`]; the log's. Those before the one that failed are kept, and become durable like others.
+    /// and `TooManyFiles` as for [`Store::append`]; the log's. Those before the one that failed are kept, and become
+    /// durable like others.
     pub fn append_replicated(&self, records: &[u8]) -> Result<Position> {
         if !records.is_empty() {
             self.check_room()?;

@@ -1,4 +1,4 @@
-//! Flush: the oldest frozen memtable becomes a table of level 0.
+//! Flush: the oldest frozen memtable becomes a table of level 0, one without entries at most a history table.
 //!
 //! Owns: the order file synced → directory synced → manifest edit synced → memtable let go. Never:
 //! truncation; a memtable holds committed records only \[I2\].
@@ -30,8 +30,8 @@ impl Tree {
     ///
     /// # Errors
     /// `DiskFull` (nothing is left of the table, the memtable stays readable, call again when there
-    /// is room; with little room also when nobody waits for the flush, see [`crate::space`]), `Io`, or `Stopped`
-    /// after a failed sync.
+    /// is room; with little room also when nobody waits for the flush, see [`crate::space`]), `TooManyFiles` (the
+    /// same), `Io`, or `Stopped` after a failed sync.
     pub fn flush_step(&self) -> Result<Progress> {
         self.stop.check()?;
         let _flushing = lock(&self.flushing);
@@ -39,6 +39,7 @@ impl Tree {
         let space = self.space.get();
         let Some(frozen) = version.frozen.last() else {
             space.inspect(|s| s.no_flush());
+            self.flush_file.clear();
             return Ok(Progress::Idle);
         };
         let memtable = &frozen.memtable;
@@ -50,6 +51,7 @@ impl Tree {
         }
         let begun = self.env.clock.monotonic();
         let written = self.write_tables(memtable).and_then(|out| self.install_flush(frozen, &out).map(|()| out));
+        self.flush_file.note(&written);
         let mut out = written.inspect_err(|e| {
             if let (Error::DiskFull { .. }, Some(space)) = (e, space) {
                 space.flush_failed(bytes);
@@ -86,8 +88,12 @@ impl Tree {
                 }
             }
         }
-        out.finish_main(&ranges, &times)?;
-        out.finish_history(&Times::default())?;
+        // Without entries, commit times are history: a table of level 0 would hold nothing that a read of the present asks
+        // for, and would be in the way of merges.
+        let bare = !out.has_open_main() && ranges.is_empty();
+        let (main, history) = if bare { (Times::default(), times) } else { (times, Times::default()) };
+        out.finish_main(&ranges, &main)?;
+        out.finish_history(&history)?;
         out.sync()?;
         let (written, gone) = (out.entries(), dropped.iter().sum::<u64>());
         if written + gone != read {

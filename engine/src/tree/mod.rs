@@ -21,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::fault::{Bug, planted};
 use crate::limits::Options;
 use crate::lsn::{CommitTs, Epoch, Lsn, Position};
+use crate::open_files::FileWait;
 use crate::record::{Kind, Record, RecordError, TimelineStart};
 use crate::space::Space;
 use crate::table::cache::BlockCache;
@@ -102,6 +103,8 @@ pub struct Tree {
     pressure: Pressure,
     barrier: Barrier,
     space: OnceLock<Arc<Space>>,
+    flush_file: FileWait,
+    merge_file: FileWait,
     spare: Spare,
 }
 
@@ -228,6 +231,8 @@ impl Tree {
             pressure: Pressure::default(),
             barrier: Barrier::default(),
             space: OnceLock::new(),
+            flush_file: FileWait::default(),
+            merge_file: FileWait::default(),
             spare,
         };
         tree.look_after_change();
@@ -298,6 +303,16 @@ impl Tree {
     /// Flushes and merges are done only where `space` has room for them. Set once, at open.
     pub(crate) fn set_space(&self, space: Arc<Space>) {
         let _ = self.space.set(space);
+    }
+
+    /// Whether a memtable waits because too many files are open.
+    pub(crate) const fn flush_file(&self) -> &FileWait {
+        &self.flush_file
+    }
+
+    /// Whether a merge waits because too many files are open.
+    pub(crate) const fn merge_file(&self) -> &FileWait {
+        &self.merge_file
     }
 
     /// True when as many frozen memtables wait as may: run [`Tree::flush_step`] before applying

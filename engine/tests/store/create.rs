@@ -8,10 +8,11 @@ use mainstay_engine::bulk::{Place, load};
 use mainstay_engine::clock::SimClock;
 use mainstay_engine::fault::{Bug, plant};
 use mainstay_engine::fs::Fs;
-use mainstay_engine::fs::sim::{FaultKind, SimFs};
+use mainstay_engine::fs::sim::{FaultKind, OpClass, SimFs};
+use mainstay_engine::restore::Builder;
 use mainstay_engine::store::{Durability, Identity, Store};
 use mainstay_engine::tree::ReadOnly;
-use mainstay_engine::{ClusterId, CommitTs, Env, Error, Options, Result, TimelineId};
+use mainstay_engine::{ClusterId, CommitTs, Env, Epoch, Error, Options, Result, TimelineId};
 
 use crate::world::DIR;
 
@@ -91,6 +92,52 @@ fn an_attempt_that_is_cut_short_anywhere_can_be_made_again() {
             };
             drop(store.unwrap_or_else(|e| panic!("{what}: {e}")));
             assert!(!fs.exists(&Path::new(DIR).join("CREATING")).unwrap(), "{what}");
+        }
+    }
+}
+
+/// Whatever was synced, and whatever the disk says \[I3\]: the process is told to end, and nobody is told to try again.
+#[test]
+fn a_failed_sync_of_a_new_store_is_final() {
+    type Make = fn(&Env) -> Result<()>;
+    let dir = Path::new(DIR);
+    let ways: [(&str, Make); 4] = [
+        ("create", |env| create(env, Path::new(DIR)).map(drop)),
+        ("load", |env| load(env, Path::new(DIR), &Options::tiny(), IDENTITY, &[], Place::Copy).map(drop)),
+        ("restore", |env| {
+            let builder = Builder::create(env.clone(), Path::new(DIR), &Options::tiny(), None)?;
+            builder.finish(IDENTITY, TimelineId(3), Epoch(4)).map(drop)
+        }),
+        ("seed", |env| Builder::create(env.clone(), Path::new(DIR), &Options::tiny(), None)?.finish_seed(IDENTITY)),
+    ];
+    for (way, make) in ways {
+        for class in [OpClass::SyncData, OpClass::SyncDir] {
+            let mut syncs = 0;
+            for (nth, kind) in (1..).flat_map(|nth| [(nth, FaultKind::Eio), (nth, FaultKind::NoSpace)]) {
+                let fs = SimFs::new(nth);
+                let (env, fatal) = Env::sim(Arc::clone(&fs), SimClock::new(CommitTs(1_000_000)), nth);
+                fs.fail_nth(class, nth, kind);
+                let made = make(&env);
+                let (what, told) = (format!("{way}: {class:?} {nth}, {kind:?}: {made:?}"), fatal.messages());
+                if fs.class_count(class) < nth {
+                    assert!(made.is_ok() && told.is_empty(), "{what}");
+                    break;
+                }
+                syncs += 1;
+                if let Err(Error::DiskFull { path, .. }) = &made {
+                    // The log's first segment, empty: the next attempt begins with another one.
+                    assert!(kind == FaultKind::NoSpace && path.extension().is_some_and(|e| e == "log"), "{what}");
+                    continue;
+                }
+                assert!(matches!(made, Err(Error::Stopped(_))), "{what}");
+                assert!(told.len() == 1 && told[0].contains("sync"), "{what}: {told:?}");
+                // What stands there is a store or an attempt, and is taken for it.
+                fs.clear_faults();
+                fs.crash_losing_unsynced();
+                let there = fs.exists(dir).unwrap() && Identity::read(&env, dir).unwrap().is_some();
+                assert!(!there || Store::open_embedded(env, dir, &Options::tiny()).is_ok(), "{what}");
+            }
+            assert!(syncs > 4, "{way}: {class:?} {syncs}");
         }
     }
 }

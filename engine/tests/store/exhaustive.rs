@@ -4,7 +4,8 @@
 use std::path::Path;
 
 use mainstay_engine::bulk::Place;
-use mainstay_engine::fs::sim::FaultKind;
+use mainstay_engine::error::ErrorClass;
+use mainstay_engine::fs::sim::{FaultKind, OpClass};
 use mainstay_engine::rng::{Rng, SeededRng};
 use mainstay_engine::store::{Durability, Identity, Store};
 use mainstay_engine::{ClusterId, Error, Options, TimelineId};
@@ -171,6 +172,47 @@ fn after_a_full_disk_at_any_io_the_same_store_goes_on() {
         world.recover_from(&what);
     }
     assert!(met > 50 && ended > 10, "met {met}, ended {ended}");
+}
+
+/// One file too many, and then there are fewer: whatever it was for, the store that met it goes on, and nothing is lost.
+#[test]
+fn after_too_many_open_files_at_any_open_the_same_store_goes_on() {
+    let seed = 11;
+    let acts = trace(seed);
+    let mut met = Vec::new();
+    for class in [OpClass::Open, OpClass::Name] {
+        let mut calm = World::with_options(seed, options());
+        let before = calm.fs.class_count(class);
+        assert!(run(&mut calm, &acts));
+        let total = calm.fs.class_count(class) - before;
+        met.push(0);
+        for nth in 1..=total {
+            let mut world = World::with_options(seed, options());
+            world.fs.fail_nth(class, nth, FaultKind::Refused);
+            let what = format!("seed {seed}, {class:?} {nth} of {total}");
+            for act in &acts {
+                match world.act(act) {
+                    Ok(()) => continue,
+                    Err(e @ Error::TooManyFiles { .. }) => {
+                        assert_eq!(e.class(), ErrorClass::NotExecuted);
+                        *met.last_mut().unwrap() += 1;
+                    }
+                    // A checkpoint that is looked at is there.
+                    Err(Error::Io { action: "read", .. }) if matches!(act, Act::Checkpoint) => continue,
+                    Err(e) => panic!("{what}: {act:?}: {e}"),
+                }
+                world.act(act).unwrap_or_else(|e| panic!("{what}: {act:?} fails again: {e}"));
+            }
+            for act in [Act::Sync, Act::Commit, Act::Apply, Act::Maintain] {
+                world.act(&act).unwrap();
+            }
+            assert_eq!(world.fatal.messages(), Vec::<String>::new(), "{what}");
+            assert!(world.store().open_files().trouble().is_none(), "{what}");
+            world.check_visible();
+            world.recover_from(&what);
+        }
+    }
+    assert!(met.iter().all(|n| *n > 10), "met {met:?}");
 }
 
 #[test]

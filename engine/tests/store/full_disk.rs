@@ -24,18 +24,18 @@ const IDENTITY: Identity = Identity { cluster: ClusterId(7), timeline: TimelineI
 const OTHERS: &str = "/others";
 
 /// An embedded store beside what it acknowledged.
-struct World {
-    fs: Arc<SimFs>,
+pub(crate) struct World {
+    pub(crate) fs: Arc<SimFs>,
     env: Env,
-    fatal: SimFatal,
-    store: Option<Store>,
+    pub(crate) fatal: SimFatal,
+    pub(crate) store: Option<Store>,
     rng: SeededRng,
     model: BTreeMap<Vec<u8>, Vec<u8>>,
     others: u64,
 }
 
 impl World {
-    fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         let fs = SimFs::new(seed);
         fs.prepare_dir(Path::new(DIR)).unwrap();
         let (env, fatal) = Env::sim(Arc::clone(&fs), SimClock::new(CommitTs(1_000_000)), seed);
@@ -45,7 +45,7 @@ impl World {
         Self { fs, env, fatal, store, rng, model, others: 0 }
     }
 
-    fn store(&self) -> &Store {
+    pub(crate) fn store(&self) -> &Store {
         self.store.as_ref().unwrap()
     }
 
@@ -54,7 +54,7 @@ impl World {
     }
 
     /// One write of about a kilobyte that does not pack; an error must have changed nothing.
-    fn write(&mut self) -> Result<(), Error> {
+    pub(crate) fn write(&mut self) -> Result<(), Error> {
         let key = format!("key-{:03}", self.rng.below(150)).into_bytes();
         let value: Vec<u8> = (0..1000).map(|_| self.rng.next_u64() as u8).collect();
         let mut batch = Batch::new();
@@ -74,25 +74,26 @@ impl World {
         }
     }
 
-    /// All that the background would do, until it has nothing to do or no room.
-    fn maintain(&self) {
+    /// All that the background would do, until it has nothing to do, or no room or file for it.
+    pub(crate) fn maintain(&self) {
         loop {
             match self.store().maintain_step() {
                 Ok(Progress::Worked) => {}
-                Ok(_) | Err(Error::DiskFull { .. }) => return,
+                Ok(_) => return,
+                Err(e) if e.is_shortage() => return,
                 Err(e) => panic!("{e}"),
             }
         }
     }
 
     /// Writes until a write is refused again and again; returns how many were taken.
-    fn fill(&mut self, what: &str) -> u32 {
+    pub(crate) fn fill(&mut self, what: &str) -> u32 {
         let (mut taken, mut refused) = (0, 0);
         while refused < 4 {
             self.maintain();
             match self.write() {
                 Ok(()) => (taken, refused) = (taken + 1, 0),
-                Err(Error::DiskFull { .. }) => refused += 1,
+                Err(e) if e.is_shortage() => refused += 1,
                 Err(e) => panic!("{what}: {e}"),
             }
             assert!(taken < 3_000, "{what}: it never fills up");
@@ -100,7 +101,15 @@ impl World {
         taken
     }
 
-    fn check(&self, what: &str) {
+    /// So many writes, with all that the background would do.
+    pub(crate) fn fill_some(&mut self, writes: u32) {
+        for _ in 0..writes {
+            self.write().unwrap();
+            self.maintain();
+        }
+    }
+
+    pub(crate) fn check(&self, what: &str) {
         let view = self.store().view();
         let all = view.scan(Keyspace::USER, b"", b"", false).map(|e| e.unwrap());
         let all: BTreeMap<_, _> = all.map(|e| (e.key, Value::decode(&e.envelope).unwrap().data.to_vec())).collect();
@@ -108,7 +117,7 @@ impl World {
         assert_eq!(self.fatal.messages(), Vec::<String>::new(), "{what}");
     }
 
-    fn reopen(&mut self, what: &str) {
+    pub(crate) fn reopen(&mut self, what: &str) {
         self.store = None;
         self.fs.kill();
         let opened = Store::open_embedded(self.env.clone(), Path::new(DIR), &Options::tiny());

@@ -9,6 +9,7 @@ use mainstay_engine::batch::{Batch, Condition, Expect, Keyspace};
 use mainstay_engine::bulk::{Place, TableWriter};
 use mainstay_engine::clock::SimClock;
 use mainstay_engine::env::SimFatal;
+use mainstay_engine::error::ErrorClass;
 use mainstay_engine::exec::Progress;
 use mainstay_engine::fs::Fs;
 use mainstay_engine::fs::sim::SimFs;
@@ -449,22 +450,22 @@ fn tables_stand_as_deep_as_they_can() {
     world.ingest(&low).unwrap();
     world.store().tree().flush_all().unwrap();
     let n = low.len() as u64;
-    // Beside them the memtable's table, which has nothing but the record's commit time.
-    assert_eq!(levels(&world), [1, 0, 0, 0, 0, 0, n]);
+    // The memtable under them has nothing but the record's commit time, which is no table of level 0.
+    assert_eq!(levels(&world), [0, 0, 0, 0, 0, 0, n]);
     let high = world.tables("high", 300..310);
     world.ingest(&high).unwrap();
     world.store().tree().flush_all().unwrap();
-    assert_eq!(levels(&world), [2, 0, 0, 0, 0, 0, n + 1]);
+    assert_eq!(levels(&world), [0, 0, 0, 0, 0, 0, n + 1]);
     let over = world.tables("over", 5..9);
     world.ingest(&over).unwrap();
     world.store().tree().flush_all().unwrap();
-    assert_eq!(levels(&world), [3, 0, 0, 0, 0, 1, n + 1]);
+    assert_eq!(levels(&world), [0, 0, 0, 0, 0, 1, n + 1]);
     // What the memtable before holds is older and in level 0.
     world.put(&key(7), b"older");
     let above = world.tables("above", [7]);
     let at = world.ingest(&above).unwrap().position.lsn;
     world.store().tree().flush_all().unwrap();
-    assert_eq!(levels(&world), [5, 0, 0, 0, 0, 1, n + 1]);
+    assert_eq!(levels(&world), [2, 0, 0, 0, 0, 1, n + 1]);
     assert_eq!(world.state()[&key(7)], (at, b"above".to_vec()));
     world.settle();
     assert_eq!(world.state()[&key(7)], (at, b"above".to_vec()));
@@ -559,4 +560,46 @@ fn write_buffered(store: &Store, key: &[u8]) {
     let mut batch = Batch::new();
     batch.put(key, &[b'v'; 40]).unwrap();
     store.write(&batch, &[], Durability::Buffered).unwrap();
+}
+
+#[test]
+fn a_refused_ingest_says_that_nothing_was_done_and_that_it_is_not_to_be_repeated() {
+    let world = World::new(22);
+    let refused = world.store().ingest(&[], Place::Link).unwrap_err();
+    assert!(matches!(refused, Error::Directory { .. }), "{refused}");
+    assert_eq!(refused.class(), ErrorClass::NeverRetry);
+    assert_eq!(world.store().log().last().lsn, Lsn::ZERO);
+}
+
+/// Nothing but the tables themselves: the memtable under them has no entries to be flushed.
+#[test]
+fn ingests_over_an_empty_memtable_leave_no_table_of_their_own_and_their_times_are_known() {
+    let mut world = World::new(21);
+    let mut ingested = Vec::new();
+    for n in 0..30 {
+        world.clock.advance(std::time::Duration::from_micros(10));
+        let done = world.ingest(&world.tables("v", n * 10..n * 10 + 10)).unwrap();
+        ingested.push(done.position);
+        world.store().tree().flush_all().unwrap();
+        let pinned = world.store().tree().stats();
+        assert_eq!(pinned.levels[0].tables, 0, "after {} ingests: {pinned:?}", n + 1);
+    }
+    let check = |world: &World, what: &str| {
+        for (n, at) in ingested.iter().enumerate() {
+            let keys = |lsn: Lsn| read(&world.store().view_at(lsn).unwrap()).unwrap().len();
+            assert_eq!((keys(at.lsn), keys(at.lsn.prev())), ((n + 1) * 10, n * 10), "{what}: {n}");
+            let seen = |ts: u64| world.store().view_at_time(CommitTs(ts)).unwrap().lsn();
+            assert_eq!((seen(at.ts.0), seen(at.ts.0 + 5)), (at.lsn, at.lsn), "{what}: {n}");
+        }
+    };
+    check(&world, "flushed");
+    world.settle();
+    check(&world, "merged");
+    let stats = world.store().tree().stats();
+    assert!(stats.history.tables < 10, "{stats:?}");
+    world.store = None;
+    world.fs.crash_losing_unsynced();
+    world.reopen();
+    check(&world, "reopened");
+    assert_eq!(world.fatal.messages(), Vec::<String>::new());
 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use mainstay_engine::bulk::Place;
+use mainstay_engine::error::ErrorClass;
 use mainstay_engine::exec::Progress;
 use mainstay_engine::fs::sim::{FaultKind, OpClass};
 use mainstay_engine::fs::{Fs, OpenMode};
@@ -159,4 +160,79 @@ fn a_table_that_is_lost_between_record_and_flush_is_named_at_open() {
     world.fs.open(&file, OpenMode::CreateNew).unwrap().write_all_at(&bytes, 0).unwrap();
     world.reopen();
     assert_eq!(world.state().len(), 10);
+}
+
+/// Whether a node may run on the store that stands here.
+fn opens_as_a_node(world: &mut World) -> bool {
+    world.store = None;
+    let opened = Store::open(world.env.clone(), Path::new(DIR), &options());
+    match opened {
+        Ok(_) => true,
+        Err(Error::Directory { what, .. }) if what.contains("ingested") => false,
+        Err(e) => panic!("{e}"),
+    }
+}
+
+/// Leaves less room in the log's segment from step to step, until a small record needs the next one, which nobody makes
+/// ahead.
+fn fill_segment(world: &World, step: usize) {
+    (0..9).for_each(|n| _ = world.put(&key(n), &[b'o'; 1150]));
+    world.put(&key(9), &vec![b'o'; 50 * step]);
+}
+
+/// What `IDENTITY` says of a record that did not come is taken back: a node may run here as before.
+#[test]
+fn an_ingest_whose_record_the_log_did_not_take_leaves_no_mark() {
+    let mut met = 0;
+    for step in 0..24 {
+        for nth in 1.. {
+            let mut world = World::new(nth);
+            fill_segment(&world, step);
+            let ready = world.tables("new", 10..40);
+            let before = (world.store().log().last().lsn, world.state());
+            world.fs.fail_nth(OpClass::Name, nth, FaultKind::Refused);
+            let done = world.store().ingest(&ready, Place::Link);
+            world.fs.clear_faults();
+            let what = format!("step {step}, {nth}: {done:?}");
+            match done {
+                Ok(_) => {
+                    assert!(!opens_as_a_node(&mut world), "{what}");
+                    if nth > 10 {
+                        break;
+                    }
+                }
+                Err(e @ Error::TooManyFiles { .. }) => {
+                    met += u32::from(e.to_string().contains(".log"));
+                    assert_eq!(e.class(), ErrorClass::NotExecuted, "{what}");
+                    assert_eq!((world.store().log().last().lsn, world.state()), before, "{what}");
+                    assert!(opens_as_a_node(&mut world), "{what}");
+                    world.reopen();
+                    world.ingest(&ready).unwrap();
+                    assert!(!opens_as_a_node(&mut world), "{what}");
+                }
+                Err(e) => panic!("{what}: {e}"),
+            }
+            assert_eq!(world.fatal.messages(), Vec::<String>::new(), "{what}");
+        }
+    }
+    assert!(met > 0, "no ingest needed the next segment");
+}
+
+/// One that an earlier ingest left stays, whatever becomes of a later one.
+#[test]
+fn a_mark_of_an_earlier_ingest_stays_when_a_later_one_fails() {
+    let mut met = 0;
+    for (step, nth) in (0..24).flat_map(|step| (1..10).map(move |nth| (step, nth))) {
+        let mut world = World::new(nth);
+        world.ingest(&world.tables("v", 0..10)).unwrap();
+        world.store().tree().flush_all().unwrap();
+        fill_segment(&world, step);
+        let ready = world.tables("new", 10..40);
+        world.fs.fail_nth(OpClass::Name, nth, FaultKind::Refused);
+        let done = world.ingest(&ready);
+        met += u32::from(done.is_err_and(|e| e.to_string().contains(".log")));
+        world.fs.clear_faults();
+        assert!(!opens_as_a_node(&mut world), "step {step}, {nth}");
+    }
+    assert!(met > 0, "no ingest needed the next segment");
 }

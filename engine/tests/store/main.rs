@@ -19,6 +19,7 @@ mod ingest_faults;
 mod log_life;
 mod manifest_end;
 mod model;
+mod open_files;
 mod options;
 mod planted;
 mod reads;

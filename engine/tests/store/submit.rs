@@ -300,11 +300,58 @@ fn the_bytes_that_are_outstanding_are_bounded_as_their_number_is() {
     let last = store.log().last().lsn;
     assert!(matches!(refused, Error::Overloaded { .. }) && refused.to_string().contains("MiB"), "{refused}");
     assert_eq!((refused.class(), last), (ErrorClass::NotExecuted, Lsn(all.len() as u64)));
-    // What still fits is taken.
-    all.push(submit(1 << 10).unwrap());
+    // What is smaller would fit, and comes after the one that was refused.
+    assert!(matches!(submit(1 << 10), Err(Error::Overloaded { .. })));
     drop(stall);
     all.iter().for_each(|c| assert!(c.wait().is_ok()));
+    submit(len).unwrap().wait().unwrap();
+    submit(1 << 10).unwrap().wait().unwrap();
     // One alone may be larger than the bound.
     submit(8 << 20).unwrap().wait().unwrap();
     submit(len).unwrap().wait().unwrap();
+}
+
+#[test]
+fn steady_small_writes_do_not_keep_out_one_that_has_to_be_alone() {
+    let fs = SimFs::new(11);
+    fs.prepare_dir(Path::new(DIR)).unwrap();
+    let (env, _) = Env::sim(Arc::clone(&fs), SimClock::new(CommitTs(1_000_000)), 11);
+    let options = Options { segment_bytes: 16 << 20, ..options() };
+    let store = Arc::new(Store::create(env, Path::new(DIR), &options, IDENTITY).unwrap());
+    let _workers = store.start_background().unwrap();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|s| {
+        for t in 0..3_u8 {
+            let (store, done) = (&store, &done);
+            s.spawn(move || {
+                let mut all = std::collections::VecDeque::new();
+                while !done.load(Ordering::Relaxed) {
+                    match store.submit(&put(&[t], &[7; 1000]), &[], Durability::Synced) {
+                        Ok(c) => all.push_back(c),
+                        Err(Error::Overloaded { .. }) => std::thread::yield_now(),
+                        Err(e) => panic!("{e}"),
+                    }
+                    // Some are outstanding at all times.
+                    if all.len() > 50 {
+                        all.pop_front().unwrap().wait().unwrap();
+                    }
+                }
+            });
+        }
+        let large = put(b"large", &vec![7; 5 << 20]);
+        // The simulated clock stands still, so its turn does not end.
+        let mut taken = Vec::new();
+        for _ in 0..1_000_000 {
+            match store.submit(&large, &[], Durability::Synced) {
+                Ok(c) => taken.push(c.wait()),
+                Err(Error::Overloaded { .. }) => std::thread::yield_now(),
+                Err(e) => taken.push(Err(e)),
+            }
+            if taken.len() == 3 {
+                break;
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+        assert!(taken.len() == 3 && taken.iter().all(Result::is_ok), "{taken:?}");
+    });
 }

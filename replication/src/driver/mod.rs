@@ -165,8 +165,7 @@ impl Driver {
     /// # Errors
     /// A damaged promise, or the operating system's.
     pub fn new(env: Env, settings: Settings, transport: Arc<dyn Transport>) -> Result<Arc<Self>> {
-        mainstay_engine::fs::create_dir_synced(&*env.fs, &settings.dir)
-            .map_err(|e| mainstay_engine::Error::io("create", &settings.dir, e))?;
+        mainstay_engine::fs::create_dir_synced(&*env.fs, &settings.dir).map_err(mainstay_engine::Error::from)?;
         let (promise, mut life) = promise_file::read(&env, &settings.dir)?;
         life.incarnation += 1;
         promise_file::write(&env, &settings.dir, &promise, life)?;

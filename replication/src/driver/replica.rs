@@ -234,7 +234,7 @@ impl Driver {
             let last = match store.append_replicated(&records) {
                 Ok(_) if records.is_empty() => shared,
                 Ok(position) => position.lsn,
-                Err(e @ (Error::Record(_) | Error::Malformed(_) | Error::DiskFull { .. })) => {
+                Err(e) if e.is_shortage() || matches!(e, Error::Record(_) | Error::Malformed(_)) => {
                     this.set_trouble(None, Some(format!("cannot take records from node {primary}: {e}")));
                     return Ok(None);
                 }

@@ -92,7 +92,7 @@ fn trouble(store: &Store, damaged: &[String]) -> Option<String> {
         let first = store.scrub_unread().into_iter().next()?;
         Some(format!("the scrub could not read all files, the next pass tries again: {first}"))
     };
-    damage(damaged).or_else(|| store.space().trouble()).or_else(unread)
+    damage(damaged).or_else(|| store.space().trouble()).or_else(|| store.open_files().trouble()).or_else(unread)
 }
 
 /// What reads, compaction and the scrub found, in one sentence.

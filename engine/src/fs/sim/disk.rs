@@ -12,7 +12,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::content::Content;
 use super::dice::{Dice, Fate};
-use super::faults::{Faults, OpClass, SimError, Verdict, no_space};
+use super::faults::{Call, Faults, SimError, Verdict, no_space, too_many_files};
 use super::names::{Ino, Names};
 use crate::fs::OpenMode;
 
@@ -44,6 +44,8 @@ pub(super) struct Disk {
     short_reads: bool,
     direct: bool,
     interruptions: bool,
+    /// See `SimFs::set_open_files_max`.
+    open_files_max: u64,
     read_bytes: u64,
     written_bytes: u64,
     /// A planned crash has struck; nothing works before `crash` or `kill`.
@@ -65,6 +67,7 @@ impl Disk {
             short_reads: false,
             direct: true,
             interruptions: false,
+            open_files_max: u64::MAX,
             read_bytes: 0,
             written_bytes: 0,
             dark: false,
@@ -90,11 +93,11 @@ impl Disk {
     /// return after leaving what such a failure leaves.
     pub(super) fn call<T>(
         &mut self,
-        class: OpClass,
+        call: impl Into<Call>,
         work: impl FnOnce(&mut Self, Option<io::Error>) -> io::Result<T>,
     ) -> io::Result<T> {
         self.powered()?;
-        match self.faults.decide(class) {
+        match self.faults.decide(call.into()) {
             Verdict::Go => work(self, None),
             Verdict::Fail(e) => work(self, Some(e)),
             Verdict::CrashBefore => {
@@ -113,15 +116,31 @@ impl Disk {
     /// A call that has no effect when it fails.
     pub(super) fn call_whole<T>(
         &mut self,
-        class: OpClass,
+        call: impl Into<Call>,
         work: impl FnOnce(&mut Self) -> io::Result<T>,
     ) -> io::Result<T> {
-        self.call(class, |disk, fault| fault.map_or_else(|| work(disk), Err))
+        self.call(call, |disk, fault| fault.map_or_else(|| work(disk), Err))
+    }
+
+    /// Handles that are open, those of locks included.
+    pub(super) fn open_files(&self) -> u64 {
+        self.files.values().map(|f| f.handles).sum()
+    }
+
+    pub(super) fn set_open_files_max(&mut self, max: u64) {
+        self.open_files_max = max;
+    }
+
+    /// A call that needs another handle comes first to this.
+    fn another_handle(&self) -> io::Result<()> {
+        let refused = self.open_files_max < u64::MAX && self.open_files() >= self.open_files_max;
+        if refused { Err(too_many_files()) } else { Ok(()) }
     }
 
     // Names.
 
     pub(super) fn open(&mut self, path: &Path, mode: OpenMode) -> io::Result<Ino> {
+        self.another_handle()?;
         let (dir, name) = self.names.resolve_parent(path)?;
         let ino = match (self.names.lookup(dir, &name)?, mode) {
             (Some(_), OpenMode::CreateNew) => return Err(io::ErrorKind::AlreadyExists.into()),
@@ -135,6 +154,7 @@ impl Disk {
     }
 
     pub(super) fn lock(&mut self, path: &Path) -> io::Result<Ino> {
+        self.another_handle()?;
         let (dir, name) = self.names.resolve_parent(path)?;
         let ino = match self.names.lookup(dir, &name)? {
             Some(ino) if self.names.is_dir(ino) => return Err(io::ErrorKind::IsADirectory.into()),
@@ -192,6 +212,7 @@ impl Disk {
     }
 
     pub(super) fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        self.another_handle()?;
         self.names.list(self.names.resolve(path)?)
     }
 

@@ -14,8 +14,9 @@ pub enum FaultKind {
     /// `ENOSPC`, as [`FaultKind::Eio`] otherwise. Calls of [`OpClass::Read`] and [`OpClass::Open`]
     /// need no room and go through.
     NoSpace,
-    /// The process has too many files open, or the machine too little memory: `EMFILE` for [`OpClass::Open`], `ENOMEM`
-    /// for [`OpClass::Read`]. Other calls go through.
+    /// The process has too many files open, or the machine too little memory: `EMFILE` for [`OpClass::Open`] and the
+    /// making of a file, `ENOMEM` for [`OpClass::Read`]. Other calls go through, those of [`OpClass::Name`] that open
+    /// nothing included.
     Refused,
     /// The power fails before the call has any effect. This and every later call fails (see
     /// [`is_simulated_crash`]) until [`super::SimFs::crash`] or [`super::SimFs::kill`].
@@ -66,6 +67,27 @@ pub fn is_simulated_crash(e: &io::Error) -> bool {
     e.get_ref().is_some_and(|inner| inner.is::<SimError>())
 }
 
+/// A call, to the faults.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Call {
+    class: OpClass,
+    /// It needs a file handle, for good or while it lasts.
+    opens: bool,
+}
+
+impl Call {
+    /// One that needs a file handle.
+    pub(super) const fn opening(class: OpClass) -> Self {
+        Self { class, opens: true }
+    }
+}
+
+impl From<OpClass> for Call {
+    fn from(class: OpClass) -> Self {
+        Self { class, opens: class == OpClass::Open }
+    }
+}
+
 /// What the disk has to do with a call.
 #[derive(Debug)]
 pub(super) enum Verdict {
@@ -90,12 +112,16 @@ impl Faults {
         self.count
     }
 
+    pub(super) fn class_count(&self, class: OpClass) -> u64 {
+        self.by_class.get(&class).copied().unwrap_or(0)
+    }
+
     pub(super) fn plan(&mut self, n: u64, kind: FaultKind) {
         self.at.insert(n, kind);
     }
 
     pub(super) fn plan_class(&mut self, class: OpClass, nth_from_now: u64, kind: FaultKind) {
-        let n = self.by_class.get(&class).copied().unwrap_or(0) + nth_from_now;
+        let n = self.class_count(class) + nth_from_now;
         self.at_class.insert((class, n), kind);
     }
 
@@ -110,7 +136,7 @@ impl Faults {
     }
 
     /// Counts a call and decides.
-    pub(super) fn decide(&mut self, class: OpClass) -> Verdict {
+    pub(super) fn decide(&mut self, Call { class, opens }: Call) -> Verdict {
         self.count += 1;
         let nth = self.by_class.entry(class).or_default();
         *nth += 1;
@@ -125,7 +151,7 @@ impl Faults {
             Some(FaultKind::NoSpace) if matches!(class, OpClass::Open | OpClass::Read) => Verdict::Go,
             Some(FaultKind::NoSpace) => Verdict::Fail(no_space()),
             Some(FaultKind::Refused) => match class {
-                OpClass::Open => Verdict::Fail(io::Error::from_raw_os_error(24)),
+                OpClass::Open | OpClass::Name if opens => Verdict::Fail(too_many_files()),
                 OpClass::Read => Verdict::Fail(io::Error::from_raw_os_error(12)),
                 _ => Verdict::Go,
             },
@@ -136,7 +162,12 @@ impl Faults {
     }
 }
 
-/// `EIO`, as Linux numbers it.
+/// `EMFILE`, as Linux numbers it.
+pub(super) fn too_many_files() -> io::Error {
+    io::Error::from_raw_os_error(24)
+}
+
+/// `EIO`.
 pub(super) fn eio() -> io::Error {
     io::Error::from_raw_os_error(5)
 }

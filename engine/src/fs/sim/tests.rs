@@ -369,6 +369,53 @@ fn every_io_of_a_run_can_be_made_to_fail() {
 }
 
 #[test]
+fn opening_and_making_a_file_can_be_refused_and_names_that_open_nothing_cannot() {
+    let fs = fresh(0);
+    create(&fs, "f", b"one");
+    for (class, refused) in [(OpClass::Open, "f"), (OpClass::Name, "new")] {
+        fs.fail_nth(class, 1, FaultKind::Refused);
+        let mode = if class == OpClass::Open { OpenMode::Read } else { OpenMode::CreateNew };
+        assert_eq!(fs.open(&p(refused), mode).unwrap_err().raw_os_error(), Some(24), "{class:?}");
+        assert!(fs.open(&p(refused), mode).is_ok(), "{class:?}");
+    }
+    (1..=3).for_each(|nth| fs.fail_nth(OpClass::Name, nth, FaultKind::Refused));
+    fs.rename(&p("f"), &p("g")).unwrap();
+    fs.hard_link(&p("g"), &p("h")).unwrap();
+    fs.remove_file(&p("h")).unwrap();
+    for class in [OpClass::Write, OpClass::SyncData, OpClass::SyncDir] {
+        fs.fail_nth(class, 1, FaultKind::Refused);
+    }
+    let f = fs.open(&p("g"), OpenMode::Write).unwrap();
+    f.write_all_at(b"two", 0).and_then(|()| f.sync_data()).and_then(|()| fs.sync_dir(Path::new("/d"))).unwrap();
+}
+
+#[test]
+fn no_more_files_are_open_than_may_be_and_a_closed_one_makes_room() {
+    let fs = fresh(0);
+    let f = create(&fs, "f", b"one");
+    let lock = fs.lock(&p("lock")).unwrap();
+    assert_eq!(fs.open_files(), 2);
+    fs.set_open_files_max(2);
+    let refused = |e: io::Error| assert_eq!(e.raw_os_error(), Some(24));
+    refused(fs.open(&p("f"), OpenMode::Read).unwrap_err());
+    refused(fs.open(&p("new"), OpenMode::CreateNew).unwrap_err());
+    refused(fs.open_direct(&p("f")).unwrap_err());
+    refused(fs.lock(&p("other")).unwrap_err());
+    refused(fs.list(Path::new("/d")).unwrap_err());
+    assert!(!fs.exists(&p("new")).unwrap() && !fs.exists(&p("other")).unwrap());
+    f.write_all_at(b"two", 0).unwrap();
+    f.sync_data().unwrap();
+    fs.sync_dir(Path::new("/d")).unwrap();
+    drop(lock);
+    assert_eq!(read_file(&*fs, &p("f"), 100).unwrap(), b"two");
+    drop(f);
+    let both = (fs.open(&p("f"), OpenMode::Read).unwrap(), fs.open(&p("f"), OpenMode::Write).unwrap());
+    refused(fs.list(Path::new("/d")).unwrap_err());
+    drop(both);
+    assert_eq!(fs.open_files(), 0);
+}
+
+#[test]
 fn a_full_disk_refuses_growth_keeps_what_fits_and_gets_room_back() {
     let fs = fresh(1);
     fs.set_capacity(4 * 512);

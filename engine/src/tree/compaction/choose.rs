@@ -24,6 +24,8 @@ const HISTORY_TABLES_MOST: usize = 64;
 const HISTORY_STEP_BYTES: u64 = 128 << 20;
 /// A history table below this size counts as small, in bytes.
 pub(super) const HISTORY_SMALL_BYTES: u64 = 16 << 20;
+/// As small counts one of nothing but commit times below this size, in bytes: an eighth of what a merge makes of them.
+const TIMES_SMALL_BYTES: u64 = 1 << 20;
 /// One in so many entries of a table at the bottom must be of no use for it to be written anew.
 const USELESS_PART: u64 = 4;
 /// One in so many bytes above the deepest level is too much for a tree that nobody writes to.
@@ -235,10 +237,11 @@ fn deletes(shape: &Shape, rules: &Rules, targets: &Targets) -> Option<Plan> {
     })
 }
 
-/// Small history tables, if there are at least so many. Those that hold nothing but commit times are left alone: they
-/// would come out as many as they went in.
+/// Small history tables, if there are at least so many. Those that hold nothing but commit times are left alone unless
+/// they are much smaller than what a merge makes of them: others would come out as many as they went in.
 fn history(shape: &Shape, rules: &Rules, at_least: usize) -> Option<Plan> {
-    let is_small = |t: &&Candidate| t.entries > 0 && t.bytes < HISTORY_SMALL_BYTES && !rules.avoids(t);
+    let small_below = |t: &Candidate| if t.entries > 0 { HISTORY_SMALL_BYTES } else { TIMES_SMALL_BYTES };
+    let is_small = |t: &&Candidate| t.bytes < small_below(t) && !rules.avoids(t);
     let small: Vec<&Candidate> = shape.history.iter().filter(is_small).collect();
     if small.len() < at_least {
         return None;

@@ -133,8 +133,8 @@ impl Tree {
     /// waits for room on the disk.
     ///
     /// # Errors
-    /// `DiskFull` (nothing is left of the output, call again when there is room), `Io`, or `Stopped` after a
-    /// failed sync. A damaged table is no error: see [`Tree::damage`].
+    /// `DiskFull` and `TooManyFiles` (nothing is left of the output, call again when there is room), `Io`, or `Stopped`
+    /// after a failed sync. A damaged table is no error: see [`Tree::damage`].
     pub fn compact_step(&self) -> Result<Progress> {
         self.compact(false, STEP_BYTES)
     }
@@ -166,7 +166,7 @@ impl Tree {
         }
         let Some(at_hand) = state.take_part() else { return Ok(Progress::Idle) };
         drop(state);
-        self.merge_at_hand(at_hand, STEP_BYTES)
+        self.merge_at_hand(at_hand, STEP_BYTES).inspect_err(|e| self.merge_file.refused(e))
     }
 
     /// Whether the thread that calls [`Tree::compact_step`] found nothing to do, and there is something by now.
@@ -213,6 +213,10 @@ impl Tree {
 
     /// A step of about so many bytes.
     pub(in crate::tree) fn compact(&self, idle: bool, bytes: usize) -> Result<Progress> {
+        self.compact_now(idle, bytes).inspect_err(|e| self.merge_file.refused(e))
+    }
+
+    fn compact_now(&self, idle: bool, bytes: usize) -> Result<Progress> {
         self.stop.check()?;
         let mut state = lock(&self.compacting);
         if state.running.is_some() {
@@ -226,6 +230,7 @@ impl Tree {
         let rules = self.rules(&mut state, &version, idle)?;
         let Some(plan) = choose(&Shape::of(&version), &rules) else {
             self.space.get().inspect(|s| s.no_merge());
+            self.merge_file.clear();
             return Ok(Progress::Idle);
         };
         self.start(&mut state, &version, plan, rules.floor)?;
@@ -418,6 +423,7 @@ impl Tree {
             version.change_tables(&edit.removed, tables);
             version.floor = edit.floor.map_or(version.floor, |f| f.max(version.floor));
         });
+        self.merge_file.clear();
         self.forget_gone_damage();
         Ok(())
     }

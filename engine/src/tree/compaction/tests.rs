@@ -168,9 +168,15 @@ fn small_history_tables_become_one() {
 
 #[test]
 fn history_tables_of_nothing_but_commit_times_are_not_merged_again_and_again() {
-    let times = |n| Candidate { entries: 0, keys: None, last_time: Lsn(9), ..table(n, 1, 9, 10) };
-    let history: Vec<_> = (0..100).map(times).collect();
-    assert_eq!(choose(&Shape { history, ..Shape::default() }, &rules()), None);
+    let choose = |count: u128, bytes: u64| {
+        let times = |n| Candidate { entries: 0, keys: None, last_time: Lsn(9), ..table(n, 1, 9, bytes) };
+        choose(&Shape { history: (0..count).map(times).collect(), ..Shape::default() }, &rules())
+    };
+    // A merge makes tables of 8 MiB of them, and a last one that is smaller.
+    assert_eq!(choose(100, 1 << 20), None);
+    // What flushes without entries leave is much smaller.
+    assert!(matches!(choose(100, 4096), Some(Plan::MergeHistory(ids)) if ids.len() == 100));
+    assert_eq!(choose(1, 4096), None);
 }
 
 #[test]
