@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 
 use mainstay_client::{Client, Write};
 use mainstay_proto::v1::StatusResponse;
-use support::{Cluster, Node, PATIENCE, Scratch, assert_same, json, read_jsonl, succeed, until};
+use support::{Cluster, Node, PATIENCE, Scratch, assert_same, json, mainstay, read_jsonl, succeed, until};
 
 const VALUE_BYTES: usize = 32 << 10;
 const BATCH: usize = 16;
@@ -170,4 +170,44 @@ async fn the_archive_goes_on_without_a_gap_at_a_new_primary() {
     goes_on(&all, &[two, three], end).await;
     written.batch(&all).await;
     restore_and_compare(&scratch, &mut cluster, &written.records);
+}
+
+/// A running node, alone, whose archive has a base backup and has come to the end of its first round.
+async fn alone(scratch: &Scratch, args: &[String]) -> (Node, Client, u64) {
+    let mut node = Node::new(scratch, 1, &args.iter().map(String::as_str).collect::<Vec<_>>());
+    node.start();
+    let client = Client::builder().endpoints([node.client.clone()]).timeout(PATIENCE).connect().unwrap();
+    let (end, _) = until("the first round", || archived(&client, &node.client), |(lsn, _)| *lsn > 0).await;
+    succeed(&["backup", "create", "--endpoints", &node.client]);
+    (node, client, end)
+}
+
+/// What needs attention, and how much log the archive still needs.
+fn attention(node: &Node) -> (String, u64) {
+    let status = json(&["status", "--endpoints", &node.client], &[0, 3]);
+    (status["attention"].to_string(), status["archive_needs_log_bytes"].as_u64().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn status_warns_before_the_log_lets_go_of_what_is_not_archived() {
+    let scratch = Scratch::new();
+    let (node, client, end) = alone(&scratch, &arguments(&scratch, "4MiB")).await;
+    let mut written = Written::default();
+    // The segment that the archive ends in does not count: no warning before it is full.
+    let warning = loop {
+        let (said, needed) = attention(&node);
+        if needed > 2 << 20 {
+            break said;
+        }
+        assert_eq!(said, "[]", "at {needed} bytes");
+        assert!(written.records.len() < 2 * BATCHES * BATCH, "no warning");
+        written.batch(&client).await;
+    };
+    assert!(warning.contains("storage.retained_log_bytes") && warning.contains("4.00 MiB"), "{warning}");
+    let text = mainstay(&["status", "--endpoints", &node.client]);
+    assert_eq!(text.status.code(), Some(3));
+    assert!(String::from_utf8_lossy(&text.stdout).contains("\nattention: archive: it still needs 2."), "{text:?}");
+    // It came in time.
+    let storage = client.status(&node.client).await.unwrap().storage.unwrap();
+    assert!(storage.oldest_log_lsn <= end + 1, "{storage:?}, the archive ends at {end}");
 }

@@ -854,6 +854,12 @@ pub struct ArchiveStatus {
     /// The repository is known to hold no base backup: nothing of it can be restored.
     #[prost(bool, tag = "5")]
     pub no_base: bool,
+    /// Bytes of this node's log that the archive still needs, and how many the log keeps for it at most; when
+    /// there are more, it lets go of records that are in no archive. Of the primary, else 0.
+    #[prost(uint64, tag = "6")]
+    pub needed_log_bytes: u64,
+    #[prost(uint64, tag = "7")]
+    pub needed_log_bytes_max: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StorageStatus {
