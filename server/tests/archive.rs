@@ -14,7 +14,9 @@ use std::collections::BTreeMap;
 
 use mainstay_client::{Client, Write};
 use mainstay_proto::v1::StatusResponse;
-use support::{Cluster, Node, PATIENCE, Scratch, assert_same, json, mainstay, read_jsonl, succeed, until};
+use support::{
+    Cluster, Node, PATIENCE, Scratch, assert_same, check_refusal, json, mainstay, read_jsonl, succeed, until,
+};
 
 const VALUE_BYTES: usize = 32 << 10;
 const BATCH: usize = 16;
@@ -210,4 +212,67 @@ async fn status_warns_before_the_log_lets_go_of_what_is_not_archived() {
     // It came in time.
     let storage = client.status(&node.client).await.unwrap().storage.unwrap();
     assert!(storage.oldest_log_lsn <= end + 1, "{storage:?}, the archive ends at {end}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_archive_that_ended_at_a_gap_goes_on_behind_it_when_that_is_accepted() {
+    let scratch = Scratch::new();
+    let (mut node, client, end) = alone(&scratch, &arguments(&scratch, "1MiB")).await;
+    let endpoint = node.client.clone();
+    let listed = json(&["backup", "list", "--repository", &scratch.bucket()], &[0]);
+    let accept = ["backup", "create", "--accept-gap", "--endpoints", &endpoint];
+    check_refusal(&mainstay(&accept), "no gap to accept", 1, &["not ended at a gap"]);
+
+    let mut written = Written::default();
+    let oldest =
+        || async { client.status(&endpoint).await.map_or(0, |s| s.storage.unwrap_or_default().oldest_log_lsn) };
+    while oldest().await <= end + 1 {
+        assert!(written.records.len() < 2 * BATCHES * BATCH, "the log keeps everything");
+        written.batch(&client).await;
+    }
+    node.kill();
+    node.start();
+    let (_, why) = until("the gap", || archived(&client, &endpoint), |(_, error)| !error.is_empty()).await;
+    assert!(why.contains("are in no archive") && why.contains("`mainstay backup create --accept-gap`"), "{why}");
+    assert!(attention(&node).0.contains(&format!("LSN {}-", end + 1)), "{}", attention(&node).0);
+
+    // Another base alone accepts nothing.
+    succeed(&["backup", "create", "--endpoints", &endpoint]);
+    assert_eq!(archived(&client, &endpoint).await, (end, why));
+
+    let base = json(&accept, &[0]);
+    let lsn = |v: &serde_json::Value| v.as_u64().unwrap();
+    let (cut, first, last) = (lsn(&base["lsn"]), lsn(&base["gap"][0]), lsn(&base["gap"][1]));
+    assert!(first == end + 1 && first <= last && last < cut, "{base}, the archive ended at {end}");
+    assert_eq!(attention(&node).0, "[]");
+    // It is accepted for good: the next archiver finds no gap.
+    let (before, _) = archived(&client, &endpoint).await;
+    written.batch(&client).await;
+    node.kill();
+    node.start();
+    goes_on(&client, std::slice::from_ref(&endpoint), before).await;
+    let (then, at) = (written.records.clone(), written.lsn.to_string());
+    written.batch(&client).await;
+    node.stop();
+
+    let bucket = scratch.bucket();
+    let restore = |name: &str, target: &[&str]| {
+        let data = scratch.join(name);
+        mainstay(&[&["restore", "--repository", &bucket, "--data", data.to_str().unwrap()], target].concat())
+    };
+    // The first base may be a record or two ahead of the archive.
+    let reachable = end.max(lsn(&listed["bases"][0]["lsn"]));
+    for inside in [reachable + 1, last, cut - 1] {
+        let refused = restore("inside", &["--to-lsn", &inside.to_string()]);
+        check_refusal(&refused, &format!("LSN {inside}"), 1, &["the archive lacks", &format!("-{inside} of timeline")]);
+    }
+    assert!(restore("behind", &["--to-lsn", &at]).status.success());
+    let mut restored = Node::new(&scratch, 9, &[]);
+    restored.data = scratch.join("behind");
+    restored.start();
+    assert_same(&then, &read_jsonl(&succeed(&["export", "--endpoints", &restored.client])));
+    restored.stop();
+    for (name, at) in [("cut", cut), ("before", reachable)] {
+        assert!(restore(name, &["--to-lsn", &at.to_string()]).status.success(), "{name}");
+    }
 }

@@ -128,6 +128,8 @@ fn needed_log(store: &Store, archiver: &ArchiveStatus, archived: Lsn) -> (u64, u
     let needed = match archiver.state {
         // Where the archive ends is known in a moment, unless the store is away.
         ArchiverState::Starting if archiver.last_error.is_none() => 0,
+        // What it needs is gone.
+        ArchiverState::AtGap => 0,
         _ => store.log().lag_bytes(archived),
     };
     (needed, store.log().lag_bytes_max())
