@@ -66,9 +66,9 @@ pub struct ArchiverOptions {
     /// The position before this reign's `EpochStart`; the fence is then written as soon as that
     /// record is committed, before older records are caught up with.
     pub epoch_start: Option<Position>,
-    /// Go on at the oldest record of the log when it no longer reaches back to the archive's end.
-    /// Set it only together with a new base backup.
-    pub accept_gap: bool,
+    /// Go on behind this position when the log no longer reaches back to the archive's end. Only a base backup at or
+    /// above it makes what follows worth anything; the log is not asked to reach back further.
+    pub accept_gap: Option<Position>,
 }
 
 impl Default for ArchiverOptions {
@@ -79,7 +79,7 @@ impl Default for ArchiverOptions {
             fence_check: Duration::from_secs(5),
             origin: None,
             epoch_start: None,
-            accept_gap: false,
+            accept_gap: None,
         }
     }
 }
@@ -94,6 +94,8 @@ pub enum ArchiverState {
     Running,
     /// It has ended; `last_error` says why, if not by request.
     Stopped,
+    /// It has ended at `gap`, which was not accepted.
+    AtGap,
 }
 
 /// What there is to know about an archiver.
@@ -110,7 +112,7 @@ pub struct ArchiveStatus {
     pub oldest_unarchived_ts: Option<CommitTs>,
     /// The last failure; cleared by the next success.
     pub last_error: Option<String>,
-    /// LSNs that are in no archive because the log was gone, last such range.
+    /// LSNs that are in no archive because the log was gone, last such range, accepted or not.
     pub gap: Option<(Lsn, Lsn)>,
     /// Objects written since the start.
     pub objects: u64,
@@ -241,7 +243,11 @@ impl Archiver {
                 () = stopped(&mut shutdown) => {}
             }
         };
-        self.handle.lock().state = ArchiverState::Stopped;
+        let mut status = self.handle.lock();
+        if status.state != ArchiverState::AtGap {
+            status.state = ArchiverState::Stopped;
+        }
+        drop(status);
         if let Err(e) = &result {
             tracing::error!(error = %e, "archiving has stopped");
         }
@@ -373,18 +379,35 @@ impl Archiver {
             return Ok(None);
         }
         match self.read_object(running.cursor, committed).await {
-            Err(Error::LogGap { archived, oldest, timeline }) => {
-                self.handle.lock().gap = Some((archived.next(), oldest.prev()));
-                if !self.options.accept_gap {
-                    return Err(Error::LogGap { archived, oldest, timeline });
-                }
-                tracing::warn!(%archived, %oldest, "records that were never archived are gone; archiving goes on behind them");
-                let source = Arc::clone(&self.source);
-                running.cursor = blocking(move || Ok(source.start()?)).await?;
-                self.read_object(running.cursor, committed).await
-            }
+            Err(Error::LogGap { timeline, archived, oldest }) => match self.options.accept_gap {
+                Some(after) if after.lsn > archived => self.go_on_behind(running, after, committed).await,
+                _ => Err(self.at_gap(timeline, archived, oldest)),
+            },
             other => other,
         }
+    }
+
+    /// The first records behind an accepted gap.
+    async fn go_on_behind(&self, running: &mut Running, after: Position, committed: Lsn) -> Result<Option<Pending>> {
+        let archived = running.cursor.lsn;
+        match self.read_object(after, committed).await {
+            // The log has let go of more meanwhile: of that nobody has accepted anything.
+            Err(Error::LogGap { timeline, oldest, .. }) => Err(self.at_gap(timeline, archived, oldest)),
+            Err(e) => Err(e),
+            Ok(pending) => {
+                tracing::warn!(%archived, after = %after.lsn, "records that were never archived are gone; archiving goes on behind them");
+                self.handle.lock().gap = Some((archived.next(), after.lsn));
+                running.cursor = after;
+                Ok(pending)
+            }
+        }
+    }
+
+    fn at_gap(&self, timeline: TimelineId, archived: Lsn, oldest: Lsn) -> Error {
+        let mut status = self.handle.lock();
+        status.gap = Some((archived.next(), oldest.prev()));
+        status.state = ArchiverState::AtGap;
+        Error::LogGap { timeline, archived, oldest }
     }
 
     async fn read_object(&self, cursor: Position, committed: Lsn) -> Result<Option<Pending>> {
@@ -465,8 +488,8 @@ impl Archiver {
     }
 }
 
-/// Up to where the archive of a timeline reaches without a gap, for who does not archive itself; `None` when there is
-/// nothing of it. Lists the timeline's objects.
+/// Where the archive of a timeline ends, for who does not archive itself; `None` when there is nothing of it. Lists the
+/// timeline's objects.
 ///
 /// # Errors
 /// The store's, or damage.

@@ -132,7 +132,7 @@ pub enum Error {
     /// The log no longer reaches back to where the archive ends.
     #[error(
         "the archive of timeline {timeline} ends at LSN {archived}, the log begins at {oldest}: LSN {}-{} are in no archive; \
-         take a new base backup and restart archiving with the gap accepted", archived.next(), oldest.prev()
+         `mainstay backup create --accept-gap` takes a new base backup and goes on behind them", archived.next(), oldest.prev()
     )]
     LogGap {
         /// The timeline.

@@ -92,13 +92,15 @@ impl Client {
         Ok(answer.into_inner())
     }
 
-    /// Takes a base backup at a node, into the node's repository.
+    /// Takes a base backup at a node, into the node's repository. With `accept_gap` the archiver, which ended at a gap,
+    /// goes on behind it.
     ///
     /// # Errors
-    /// `NO_REPOSITORY`, or the node does not answer; later ones come through the progress.
-    pub async fn create_backup(&self, endpoint: &str) -> Result<BackupProgress> {
+    /// `NO_REPOSITORY`, or the node does not answer; with `accept_gap` `NOT_PRIMARY`, and `BAD_REQUEST` where there is
+    /// no gap; later ones come through the progress.
+    pub async fn create_backup(&self, endpoint: &str, accept_gap: bool) -> Result<BackupProgress> {
         self.at(endpoint, true, self.timeout(), |a| async move {
-            let messages = a.admin().create_backup(CreateBackupRequest {}).await?.into_inner();
+            let messages = a.admin().create_backup(CreateBackupRequest { accept_gap }).await?.into_inner();
             Ok(BackupProgress { messages, endpoint: a.endpoint })
         })
         .await

@@ -10,6 +10,7 @@ use super::{archive_all, drain, epoch, options, rig};
 use crate::archive::{ArchiverOptions, ArchiverState, Step};
 use crate::catalog::Catalog;
 use crate::error::Error;
+use crate::plan::Missing;
 use crate::repository::documents::Cause;
 use crate::testing::{FaultStore, Faults, History, MemoryLog, T1, WRITER, damage, names, range_of, repository};
 
@@ -221,13 +222,24 @@ async fn a_log_that_no_longer_reaches_back_is_an_explicit_gap() {
     assert!(error.to_string().contains("LSN 11-15 are in no archive"), "{error}");
     let status = r.archiver.handle().status();
     assert_eq!((status.gap, status.archived), (Some((Lsn(11), Lsn(15))), Lsn(10)));
-    // With the gap accepted (a new base was taken) it goes on behind it; the gap stays visible.
-    let accepted = ArchiverOptions { accept_gap: true, ..options(1 << 20) };
-    let mut r = rig(&store, &log, WRITER, Lsn(30), accepted);
-    drain(&mut r.archiver).await.unwrap();
-    assert_eq!((r.archived.get(), r.archiver.handle().status().gap), (Lsn(30), Some((Lsn(11), Lsn(15)))));
+    assert_eq!(status.state, ArchiverState::AtGap);
+    // Accepted is what lies below the new base. When the log has let go of more, that is another gap.
+    for (after, reaches) in [(14, false), (10, false), (20, true)] {
+        let accepted = ArchiverOptions { accept_gap: Some(history.cut(after).end()), ..options(1 << 20) };
+        let mut r = rig(&store, &log, WRITER, Lsn(30), accepted);
+        let drained = drain(&mut r.archiver).await;
+        let status = r.archiver.handle().status();
+        if reaches {
+            drained.unwrap();
+            // The gap stays visible.
+            assert_eq!((r.archived.get(), status.gap), (Lsn(30), Some((Lsn(11), Lsn(20)))));
+        } else {
+            assert!(matches!(drained, Err(Error::LogGap { archived: Lsn(10), oldest: Lsn(16), .. })), "{drained:?}");
+            assert_eq!((r.archived.get(), status.state), (Lsn(10), ArchiverState::AtGap));
+        }
+    }
     let archive = Catalog::load(&repository(&store)).await.unwrap().archive(T1);
-    assert_eq!(archive.cover(T1, Lsn(1), Lsn(30)).1.len(), 1);
+    assert_eq!(archive.cover(T1, Lsn(1), Lsn(30)).1, [Missing { timeline: T1, first: Lsn(11), last: Lsn(20) }]);
 }
 
 #[tokio::test]

@@ -372,6 +372,18 @@ impl Log {
         self.shared.slots.list()
     }
 
+    /// By how many bytes a slot at `at` lags: of segments wholly above it, the part of the segment it is in left out.
+    #[must_use]
+    pub fn lag_bytes(&self, at: Lsn) -> u64 {
+        self.shared.bytes_between(at, Lsn::MAX)
+    }
+
+    /// By how many bytes a slot may lag: `retained_log_bytes`.
+    #[must_use]
+    pub fn lag_bytes_max(&self) -> u64 {
+        self.shared.retained_bytes
+    }
+
     /// Lets segments go whose records are all at or below `flushed` and that no slot needs: a few become the
     /// next ones, the others are deleted. Returns how many.
     ///

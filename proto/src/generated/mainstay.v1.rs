@@ -854,6 +854,12 @@ pub struct ArchiveStatus {
     /// The repository is known to hold no base backup: nothing of it can be restored.
     #[prost(bool, tag = "5")]
     pub no_base: bool,
+    /// Bytes of this node's log that the archive still needs, and how many the log keeps for it at most; when
+    /// there are more, it lets go of records that are in no archive. Of the primary, else 0.
+    #[prost(uint64, tag = "6")]
+    pub needed_log_bytes: u64,
+    #[prost(uint64, tag = "7")]
+    pub needed_log_bytes_max: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StorageStatus {
@@ -895,7 +901,11 @@ pub struct PromoteResponse {
     pub committed: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct CreateBackupRequest {}
+pub struct CreateBackupRequest {
+    /// Also has the archiver, which ended at a gap, go on behind it; the base makes what follows restorable.
+    #[prost(bool, tag = "1")]
+    pub accept_gap: bool,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CreateBackupProgress {
     #[prost(uint64, tag = "1")]
@@ -911,6 +921,11 @@ pub struct CreateBackupProgress {
     pub commit_ts_us: u64,
     #[prost(uint64, tag = "6")]
     pub uploaded_bytes: u64,
+    /// First and last LSN that are in no archive, where a gap was accepted; else 0.
+    #[prost(uint64, tag = "7")]
+    pub gap_first: u64,
+    #[prost(uint64, tag = "8")]
+    pub gap_last: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WaitArchivedRequest {}

@@ -31,12 +31,18 @@ pub enum BackupCommand {
 Examples:
   mainstay backup create
   mainstay backup create --endpoints db1:7400 -o json
+  mainstay backup create --accept-gap
 
-Only tables that the repository lacks are uploaded.")]
+Only tables that the repository lacks are uploaded. When the log had to let go of records that were not archived, the
+archive ends there and `mainstay status` says so; --accept-gap goes on behind them. No restore lands between the end of the
+archive and the new base.")]
 pub struct CreateArgs {
     /// Client address of the node that takes it; default: the primary
     #[arg(long, value_name = "HOST:PORT")]
     node: Option<String>,
+    /// Go on with an archive that ended at a gap, behind it
+    #[arg(long)]
+    accept_gap: bool,
 }
 
 /// Which repository.
@@ -74,6 +80,9 @@ struct Created {
     commit_time: String,
     bytes: u64,
     uploaded_bytes: u64,
+    /// LSNs that are in no archive, where a gap was accepted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gap: Option<[u64; 2]>,
     seconds: f64,
 }
 
@@ -91,7 +100,7 @@ async fn create(global: &Global, args: CreateArgs) -> anyhow::Result<Exit> {
         }
     };
     let mut progress = Progress::bytes("backup", 0);
-    let mut messages = connect::client(global)?.create_backup(&node).await?;
+    let mut messages = connect::client(global)?.create_backup(&node, args.accept_gap).await?;
     let mut last = None;
     while let Some(m) = messages.next().await? {
         progress.at(m.bytes_done, m.bytes_total, String::new);
@@ -107,12 +116,23 @@ async fn create(global: &Global, args: CreateArgs) -> anyhow::Result<Exit> {
         commit_time: time::utc(m.commit_ts_us),
         bytes: m.bytes_total,
         uploaded_bytes: m.uploaded_bytes,
+        gap: (m.gap_first != 0).then_some([m.gap_first, m.gap_last]),
         seconds: progress.seconds(),
     };
     output::print(global.output, &created, || {
         let (bytes, uploaded) = (output::bytes(created.bytes), output::bytes(created.uploaded_bytes));
         let Created { base, lsn, commit_time, seconds, .. } = &created;
-        format!("base {base} at LSN {lsn} ({commit_time}), {bytes}, {uploaded} uploaded, in {seconds:.1} s")
+        let base = format!("base {base} at LSN {lsn} ({commit_time}), {bytes}, {uploaded} uploaded, in {seconds:.1} s");
+        match created.gap {
+            None => base,
+            Some([first, last]) => {
+                let before = first.saturating_sub(1);
+                format!(
+                    "{base}\narchiving goes on; LSN {first}-{last} are in no archive: restores land at LSN {before} or \
+                     before it, or at {lsn} or after it"
+                )
+            }
+        }
     })?;
     Ok(Exit::Ok)
 }

@@ -54,7 +54,9 @@ fn classify(e: &anyhow::Error) -> (Exit, Option<String>) {
 fn backup_step(e: &mainstay_backup::Error) -> Option<String> {
     use mainstay_backup::{Error as E, StoreKind as K};
     let step = match e {
-        E::Gap { .. } => "choose a target before the gap; `mainstay backup list` shows the bases",
+        E::Gap { .. } => {
+            "choose a target before the gap, or not before a base behind it; `mainstay backup list` shows the bases"
+        }
         E::AfterArchive { .. } | E::BeforeWindow { .. } | E::NoBase { .. } => {
             "`mainstay backup list` shows what there is; --to-latest restores the end of the archive"
         }

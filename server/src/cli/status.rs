@@ -4,7 +4,7 @@
 
 use clap::Args;
 use mainstay_engine::limits::records_between;
-use mainstay_proto::v1::StatusResponse;
+use mainstay_proto::v1::{ArchiveStatus, StatusResponse};
 use serde::Serialize;
 
 use super::failure::Hint;
@@ -31,6 +31,9 @@ struct Report {
     primary_loss: Option<String>,
     archive_lag_ms: Option<u64>,
     archive_lag_records: Option<u64>,
+    /// Log that the archive still needs, and how much of it is kept at most.
+    archive_needs_log_bytes: Option<u64>,
+    archive_needs_log_bytes_max: Option<u64>,
     sentences: [String; 2],
     attention: Vec<String>,
     cluster: String,
@@ -113,6 +116,8 @@ fn report(answers: &[Answer]) -> Report {
         primary_loss: lead.map(primary_loss),
         archive_lag_ms: archive.map(|a| a.lag_ms),
         archive_lag_records: archive.and(lead).map(unarchived),
+        archive_needs_log_bytes: archive.map(|a| a.needed_log_bytes),
+        archive_needs_log_bytes_max: archive.map(|a| a.needed_log_bytes_max),
         sentences: [survival(lead), loss(lead)],
         attention: attention(answers, lead),
         cluster: lead.or(first).map(|s| s.cluster_id.clone()).unwrap_or_default(),
@@ -213,7 +218,21 @@ fn attention(answers: &[Answer], lead: Option<&StatusResponse>) -> Vec<String> {
     if let Some(a) = lead.archive.as_ref().filter(|a| !a.last_error.is_empty()) {
         out.push(format!("archive: {}", a.last_error));
     }
+    out.extend(lead.archive.as_ref().and_then(much_log));
     out
+}
+
+/// A word in time: when the log must let go of what is not archived, the archive has a gap.
+fn much_log(a: &ArchiveStatus) -> Option<String> {
+    let (needed, max) = (a.needed_log_bytes, a.needed_log_bytes_max);
+    (needed > max / 2).then(|| {
+        format!(
+            "archive: it still needs {} of the log, which keeps at most {} for it (storage.retained_log_bytes); beyond \
+             that it gets a gap: see to the repository, or raise the bound and restart the nodes",
+            output::bytes(needed),
+            output::bytes(max)
+        )
+    })
 }
 
 fn node(endpoint: &str, answer: &Result<StatusResponse, String>, lead: Option<&StatusResponse>) -> Node {
@@ -290,7 +309,7 @@ fn text(r: &Report) -> String {
 
 #[cfg(test)]
 mod tests {
-    use mainstay_proto::v1::{ArchiveStatus, PeerStatus};
+    use mainstay_proto::v1::PeerStatus;
 
     use super::*;
 
@@ -339,6 +358,30 @@ mod tests {
         assert_eq!(alone.sentences[0], "Survives no node failure now (mode async, 1 of 1 nodes connected).");
         assert_eq!(alone.sentences[1], "If this node died now, everything would be lost: no repository is configured.");
         assert!(alone.attention.is_empty());
+    }
+
+    #[test]
+    fn an_archive_that_needs_more_than_half_of_the_log_kept_for_it_is_named() {
+        let with = |needed_log_bytes, needed_log_bytes_max| {
+            let archive = ArchiveStatus {
+                repository: "file:///r".into(),
+                needed_log_bytes,
+                needed_log_bytes_max,
+                ..ArchiveStatus::default()
+            };
+            of(StatusResponse { archive: Some(archive), ..lead("quorum", 2) })
+        };
+        for (needed, max) in [(0, 0), (0, 1), (512 << 20, 1 << 30)] {
+            assert!(with(needed, max).attention.is_empty(), "{needed} of {max}");
+        }
+        for (needed, max) in [(1, 0), (1, 1), (2 << 30, 1 << 30)] {
+            assert_eq!(with(needed, max).attention.len(), 1, "{needed} of {max}");
+        }
+        let r = with((512 << 20) + 1, 1 << 30);
+        let what = "archive: it still needs 512.00 MiB of the log, which keeps at most 1.00 GiB for it";
+        assert!(r.attention[0].starts_with(what), "{:?}", r.attention);
+        assert_eq!((r.archive_needs_log_bytes, r.archive_needs_log_bytes_max), (Some((512 << 20) + 1), Some(1 << 30)));
+        assert!(text(&r).contains(&format!("\nattention: {what}")));
     }
 
     #[test]

@@ -82,8 +82,9 @@ impl Admin for AdminDoor {
 
     async fn create_backup(
         &self,
-        _: Request<v1::CreateBackupRequest>,
+        request: Request<v1::CreateBackupRequest>,
     ) -> Result<Response<Self::CreateBackupStream>, Status> {
+        let accept_gap = request.into_inner().accept_gap;
         let store = self
             .service
             .driver()
@@ -91,7 +92,7 @@ impl Admin for AdminDoor {
             .cloned()
             .ok_or_else(|| status(Failure::new(Code::NotReady, Class::NotExecuted, "this node has no data yet")))?;
         let driver = self.service.driver();
-        let progress = self.archive.create_base(driver, store).await.map_err(status)?;
+        let progress = self.archive.create_base(driver, store, accept_gap).await.map_err(status)?;
         let stream = ReceiverStream::new(progress).map(|p| p.map_err(status));
         Ok(Response::new(Box::pin(stream)))
     }

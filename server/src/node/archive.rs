@@ -1,13 +1,14 @@
 //! The archiver of this node: runs while the node is primary and a repository is configured. In every role the node
 //! keeps the log that is not archived yet.
 //!
-//! Owns: wiring log, commit watermark and repository together; base backups on request. Never: a
-//! write path; when the bucket is away, writes go on and the backlog stays in the log.
+//! Owns: wiring log, commit watermark and repository together; base backups on request; going on behind a gap. Never: a
+//! write path (when the bucket is away, writes go on and the backlog stays in the log); a gap that nobody accepted.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use mainstay_backup::archive::ArchiverState;
 use mainstay_backup::{
     ArchiveStatus, Archiver, ArchiverHandle, ArchiverOptions, BaseSource, LogSource, Repository, Writer, create_base,
 };
@@ -15,9 +16,9 @@ use mainstay_engine::limits::TIMELINE_LSN_JUMP;
 use mainstay_engine::log::Slot;
 use mainstay_engine::store::Store;
 use mainstay_engine::watermark::Watermark;
-use mainstay_engine::{Lsn, TimelineId};
+use mainstay_engine::{Epoch, Lsn, Position, TimelineId};
 use mainstay_proto::v1;
-use mainstay_replication::driver::{Driver, RoleName};
+use mainstay_replication::driver::{Driver, RoleName, RoleView};
 use tokio::sync::{mpsc, watch};
 
 use crate::config::Config;
@@ -29,14 +30,33 @@ const LOOK_FOR_A_BASE: Duration = Duration::from_secs(60);
 /// Pause between looks at how far the archive of another node has got: each lists the timeline's objects.
 const LOOK_AT_THE_ARCHIVE: Duration = Duration::from_secs(30);
 
+/// How long the archiver may take for its first object behind an accepted gap.
+const GO_ON: Duration = Duration::from_secs(30);
+
 /// The hold on log that is not archived yet.
 #[derive(Debug)]
-pub struct LogKept(tokio::task::JoinHandle<()>);
+pub struct LogKept {
+    advancing: tokio::task::JoinHandle<()>,
+    archive: Archive,
+}
 
 impl Drop for LogKept {
     fn drop(&mut self) {
-        self.0.abort();
+        self.advancing.abort();
+        *lock(&self.archive.inner.slot) = None;
     }
+}
+
+/// A gap that the operator accepted in a reign: archiving goes on behind this position, below the cut of a new base.
+#[derive(Clone, Copy, Debug)]
+struct Accepted {
+    epoch: Epoch,
+    after: Position,
+}
+
+/// Plain values only, which a panic leaves whole.
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// This node's archive. Cheap to clone.
@@ -54,6 +74,9 @@ struct Inner {
     node: u64,
     /// The last reason why no archiver runs.
     ended: Mutex<Option<String>>,
+    /// Keeps the log that is not archived.
+    slot: Mutex<Option<Slot>>,
+    accepted: watch::Sender<Option<Accepted>>,
     /// Whether the repository is known to hold no base backup: then nothing of it can be restored.
     no_base: AtomicBool,
 }
@@ -77,6 +100,8 @@ impl Archive {
             handle: Mutex::default(),
             node: config.node_id,
             ended: Mutex::default(),
+            slot: Mutex::default(),
+            accepted: watch::Sender::default(),
             no_base: AtomicBool::new(false),
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -104,10 +129,10 @@ impl Archive {
     #[must_use]
     pub fn status(&self) -> Option<(String, ArchiveStatus)> {
         let url = self.inner.repository.as_ref()?.url().to_owned();
-        let handle = self.inner.handle.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let handle = lock(&self.inner.handle).clone();
         let mut status = handle.map(|h| h.status()).unwrap_or_default();
         if status.last_error.is_none() {
-            status.last_error.clone_from(&self.inner.ended.lock().unwrap_or_else(PoisonError::into_inner));
+            status.last_error.clone_from(&lock(&self.inner.ended));
         }
         Some((url, status))
     }
@@ -137,13 +162,13 @@ impl Archive {
     #[must_use]
     pub fn keep_log(&self, driver: &Arc<Driver>, store: &Arc<Store>) -> Option<LogKept> {
         let repository = self.inner.repository.clone()?;
-        let slot = store.log().slot("archiver", self.inner.archived.get());
-        let kept = self.clone().advance(slot, repository, Arc::downgrade(driver), Arc::downgrade(store));
-        Some(LogKept(tokio::spawn(kept)))
+        *lock(&self.inner.slot) = Some(store.log().slot("archiver", self.inner.archived.get()));
+        let advancing = self.clone().advance(repository, Arc::downgrade(driver), Arc::downgrade(store));
+        Some(LogKept { advancing: tokio::spawn(advancing), archive: self.clone() })
     }
 
     /// Advances the slot: by what this node archives, and else by what the repository says now and then.
-    async fn advance(self, mut slot: Slot, repository: Repository, driver: Weak<Driver>, store: Weak<Store>) {
+    async fn advance(self, repository: Repository, driver: Weak<Driver>, store: Weak<Store>) {
         let mut at = self.inner.archived.get();
         loop {
             let archived = tokio::time::timeout(LOOK_AT_THE_ARCHIVE, self.inner.archived.reached(at.next())).await;
@@ -161,15 +186,16 @@ impl Archive {
                     }
                 }
             }
-            if slot.lost() {
+            let mut slot = lock(&self.inner.slot);
+            match &*slot {
+                Some(held) if !held.lost() => held.advance(at),
                 // It stays lost; a new one holds again as soon as the archive is near.
-                slot = store.log().slot("archiver", at);
+                _ => *slot = Some(store.log().slot("archiver", at)),
             }
-            slot.advance(at);
         }
     }
 
-    /// Runs an archiver in every reign of this node, until `stop`.
+    /// Archives in every reign of this node, until `stop`.
     pub async fn supervise(self, driver: Arc<Driver>, mut stop: watch::Receiver<bool>) {
         let Some(repository) = self.inner.repository.clone() else { return };
         let mut role = driver.role();
@@ -182,20 +208,42 @@ impl Archive {
                 _ = stop.wait_for(|s| *s) => return,
             };
             let Some(store) = driver.store().cloned() else { return };
-            let (end_tx, end_rx) = watch::channel(false);
-            let archiver = self.archiver(&repository, &driver, &store, view.epoch.0, view.epoch_start);
-            *self.inner.handle.lock().unwrap_or_else(PoisonError::into_inner) = Some(archiver.handle());
             let looking = tokio::spawn(self.clone().look_for_a_base(repository.clone()));
-            let running = tokio::spawn(archiver.run(end_rx));
-            let mut role_end = driver.role();
-            tokio::select! {
-                _ = role_end.wait_for(|r| r.role != RoleName::Primary || r.epoch != view.epoch) => {}
-                _ = stop.wait_for(|s| *s) => {}
-            }
-            let _ = end_tx.send(true);
-            let ended = running.await;
+            self.archive_reign(&repository, &driver, &store, &view, &mut stop).await;
             looking.abort();
-            let why = match ended {
+            if *stop.borrow() {
+                return;
+            }
+        }
+    }
+
+    /// Runs an archiver in this reign, and another one behind each gap that is accepted, until the reign's end or `stop`.
+    async fn archive_reign(
+        &self,
+        repository: &Repository,
+        driver: &Driver,
+        store: &Arc<Store>,
+        view: &RoleView,
+        stop: &mut watch::Receiver<bool>,
+    ) {
+        let (mut role, mut accepted) = (driver.role(), self.inner.accepted.subscribe());
+        let mut behind: Option<Position> = None;
+        loop {
+            let (end_tx, end_rx) = watch::channel(false);
+            let archiver = self.archiver(repository, driver, store, view, behind);
+            *lock(&self.inner.handle) = Some(archiver.handle());
+            *lock(&self.inner.ended) = None;
+            let running = tokio::spawn(archiver.run(end_rx));
+            let at = behind.map_or(Lsn::ZERO, |b| b.lsn);
+            let next = tokio::select! {
+                _ = role.wait_for(|r| r.role != RoleName::Primary || r.epoch != view.epoch) => None,
+                _ = stop.wait_for(|s| *s) => None,
+                a = accepted.wait_for(|a| a.is_some_and(|a| a.epoch == view.epoch && a.after.lsn > at)) => {
+                    a.ok().and_then(|a| *a)
+                }
+            };
+            let _ = end_tx.send(true);
+            let why = match running.await {
                 Ok(Ok(())) => None,
                 Ok(Err(e)) => Some(e.to_string()),
                 Err(e) => Some(e.to_string()),
@@ -203,10 +251,9 @@ impl Archive {
             if let Some(why) = &why {
                 tracing::error!(error = %why, "the archiver ended");
             }
-            *self.inner.ended.lock().unwrap_or_else(PoisonError::into_inner) = why;
-            if *stop.borrow() {
-                return;
-            }
+            *lock(&self.inner.ended) = why;
+            let Some(next) = next else { return };
+            behind = Some(next.after);
         }
     }
 
@@ -215,17 +262,18 @@ impl Archive {
         repository: &Repository,
         driver: &Driver,
         store: &Arc<Store>,
-        epoch: u64,
-        start: Lsn,
+        view: &RoleView,
+        accept_gap: Option<Position>,
     ) -> Archiver {
         let options = ArchiverOptions {
             origin: origin(store),
-            epoch_start: store.log().position_at(start.prev()).ok().flatten(),
+            epoch_start: store.log().position_at(view.epoch_start.prev()).ok().flatten(),
+            accept_gap,
             ..self.inner.options.clone()
         };
         Archiver::new(
             repository.clone(),
-            self.writer(driver, store, epoch),
+            self.writer(driver, store, view.epoch),
             Arc::new(LogSource::new(Arc::clone(store.log()))),
             store.committed().clone(),
             self.inner.archived.clone(),
@@ -233,42 +281,92 @@ impl Archive {
         )
     }
 
-    fn writer(&self, driver: &Driver, store: &Store, epoch: u64) -> Writer {
+    fn writer(&self, driver: &Driver, store: &Store, epoch: Epoch) -> Writer {
         let identity = store.identity();
         Writer {
             cluster: identity.cluster,
             timeline: identity.timeline,
-            epoch: mainstay_engine::Epoch(epoch),
+            epoch,
             node: self.inner.node,
             incarnation: driver.incarnation(),
         }
     }
 
     /// Takes a base backup of everything applied; progress comes through the receiver, the result
-    /// last.
+    /// last. With `accept_gap` archiving, which has ended at a gap, goes on behind it, and the result comes when the
+    /// first object is there.
     ///
     /// # Errors
-    /// No repository.
+    /// No repository; `accept_gap` at a node that is not primary, or whose archive has no gap.
     pub async fn create_base(
         &self,
         driver: &Arc<Driver>,
         store: Arc<Store>,
+        accept_gap: bool,
     ) -> Result<mpsc::Receiver<Result<v1::CreateBackupProgress, Failure>>, Failure> {
         let Some(repository) = self.inner.repository.clone() else {
             let text = "no repository is configured; start the server with --repository URL";
             return Err(Failure::new(Code::NoRepository, Class::NeverRetry, text));
         };
-        let writer = self.writer(driver, &store, store.log().last().epoch.0);
+        let behind = if accept_gap { Some(self.keep_behind_gap(driver, &store)?) } else { None };
+        let writer = self.writer(driver, &store, store.log().last().epoch);
         let (tx, rx) = mpsc::channel(16);
-        let inner = Arc::clone(&self.inner);
+        let this = self.clone();
         tokio::spawn(async move {
             let result = run_base(&repository, &writer, store, &tx).await;
             if result.is_ok() {
-                inner.no_base.store(false, Ordering::Relaxed);
+                this.inner.no_base.store(false, Ordering::Relaxed);
             }
-            let _ = tx.send(result.map_err(|e| Failure::new(Code::Archive, Class::NotExecuted, e.to_string()))).await;
+            let result = result.map_err(|e| Failure::new(Code::Archive, Class::NotExecuted, e.to_string()));
+            let result = match (result, behind) {
+                (Ok(made), Some(behind)) => this.go_on(behind, made).await,
+                (result, _) => result,
+            };
+            let _ = tx.send(result).await;
         });
         Ok(rx)
+    }
+
+    /// Where archiving will go on behind its gap; from now on the log is kept from there on.
+    fn keep_behind_gap(&self, driver: &Driver, store: &Store) -> Result<Accepted, Failure> {
+        let role = driver.role().borrow().clone();
+        if role.role != RoleName::Primary {
+            let text = "a gap is accepted at the primary, which archives; this node is not primary";
+            return Err(Failure::new(Code::NotPrimary, Class::NotExecuted, text));
+        }
+        if self.status().is_none_or(|(_, s)| s.state != ArchiverState::AtGap) {
+            let text = "the archive has not ended at a gap, so there is none to accept; leave --accept-gap out";
+            return Err(Failure::new(Code::BadRequest, Class::NeverRetry, text));
+        }
+        // Below the cut, so that an object follows at once: with that the gap is accepted by whoever becomes primary.
+        let first = store.applied().get();
+        *lock(&self.inner.slot) = Some(store.log().slot("archiver", first.prev()));
+        let Ok(Some(after)) = store.log().position_at(first.prev()) else {
+            let text = "the log holds no record that archiving could go on with; write one and repeat";
+            return Err(Failure::new(Code::NotReady, Class::NotExecuted, text));
+        };
+        Ok(Accepted { epoch: role.epoch, after })
+    }
+
+    /// Has the archiver go on behind the gap, now that there is a base for what follows.
+    async fn go_on(
+        &self,
+        behind: Accepted,
+        made: v1::CreateBackupProgress,
+    ) -> Result<v1::CreateBackupProgress, Failure> {
+        self.inner.accepted.send_replace(Some(behind));
+        let gone_on = self.inner.archived.reached(behind.after.lsn.next());
+        let status = match tokio::time::timeout(GO_ON, gone_on).await {
+            Ok(Ok(_)) => self.status().map(|(_, s)| s).unwrap_or_default(),
+            _ => {
+                let why = self.status().and_then(|(_, s)| s.last_error);
+                let why = why.unwrap_or_else(|| "it takes long, `mainstay status` shows how far it is".to_owned());
+                let text = format!("there is base {}, but archiving has not gone on yet: {why}", made.base_id);
+                return Err(Failure::new(Code::Archive, Class::Indeterminate, text));
+            }
+        };
+        let (first, last) = status.gap.unwrap_or_default();
+        Ok(v1::CreateBackupProgress { gap_first: first.0, gap_last: last.0, ..made })
     }
 }
 
@@ -317,5 +415,6 @@ async fn run_base(
         lsn: info.lsn.0,
         commit_ts_us: info.ts.0,
         uploaded_bytes: info.uploaded_bytes,
+        ..Default::default()
     })
 }

@@ -4,6 +4,8 @@
 
 use std::collections::BTreeMap;
 
+use mainstay_backup::ArchiveStatus;
+use mainstay_backup::archive::ArchiverState;
 use mainstay_engine::limits::records_between;
 use mainstay_engine::store::Store;
 use mainstay_engine::{CommitTs, Lsn};
@@ -39,7 +41,7 @@ pub fn report(service: &Service, archive: &Archive, peers: &BTreeMap<u64, String
     let known = driver.peers();
     let archived = archive.status();
     let failing = archived.as_ref().is_some_and(|(_, s)| s.last_error.is_some());
-    let (mut now_us, mut unarchived) = (0, None);
+    let (mut now_us, mut unarchived, mut needed) = (0, None, (0, 0));
     if let Some(store) = driver.store() {
         now_us = store.env().clock.wall().0;
         let (identity, last) = (store.identity(), store.log().last());
@@ -53,6 +55,9 @@ pub fn report(service: &Service, archive: &Archive, peers: &BTreeMap<u64, String
         out.applied_lsn = store.applied().get().0;
         out.archived_lsn = service.archived().get().0;
         unarchived = oldest_unarchived(store, service.archived().get(), failing);
+        if let Some((_, archiver)) = archived.as_ref().filter(|_| leads) {
+            needed = needed_log(store, archiver, service.archived().get());
+        }
         let damaged = store.damage();
         out.damaged_files = damaged.len() as u64;
         if out.trouble.is_empty() {
@@ -82,6 +87,8 @@ pub fn report(service: &Service, archive: &Archive, peers: &BTreeMap<u64, String
         lag_ms: s.oldest_unarchived_ts.or(unarchived).map_or(0, |ts| now_us.saturating_sub(ts.0) / 1000),
         last_error: s.last_error.unwrap_or_default(),
         no_base: leads && archive.has_no_base(),
+        needed_log_bytes: needed.0,
+        needed_log_bytes_max: needed.1,
     });
     out
 }
@@ -114,6 +121,18 @@ fn oldest_unarchived(store: &Store, archived: Lsn, failing: bool) -> Option<Comm
     let next = archived.next().max(store.log().oldest());
     // A status without a lag is better than no status.
     store.log().position_at(next).ok().flatten().map(|p| p.ts)
+}
+
+/// How much log the archiver of a primary still needs, and how much is kept for it at most, in bytes.
+fn needed_log(store: &Store, archiver: &ArchiveStatus, archived: Lsn) -> (u64, u64) {
+    let needed = match archiver.state {
+        // Where the archive ends is known in a moment, unless the store is away.
+        ArchiverState::Starting if archiver.last_error.is_none() => 0,
+        // What it needs is gone.
+        ArchiverState::AtGap => 0,
+        _ => store.log().lag_bytes(archived),
+    };
+    (needed, store.log().lag_bytes_max())
 }
 
 fn peer(node_id: u64, addr: &str, p: PeerProgress, head: u64) -> v1::PeerStatus {
