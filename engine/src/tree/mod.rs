@@ -24,7 +24,7 @@ use crate::lsn::{CommitTs, Epoch, Lsn, Position};
 use crate::record::{Kind, Record, RecordError, TimelineStart};
 use crate::space::Space;
 use crate::table::cache::BlockCache;
-use crate::table::reader::Table;
+use crate::table::reader::{Life, Table};
 use crate::table::{parse_table_name, table_name};
 
 mod checkpoint;
@@ -103,6 +103,13 @@ pub struct Tree {
     barrier: Barrier,
     space: OnceLock<Arc<Space>>,
     spare: Spare,
+    life: Arc<Life>,
+}
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        self.end();
+    }
 }
 
 type BarrierFn = dyn Fn(Lsn) -> Result<()> + Send + Sync;
@@ -208,7 +215,8 @@ impl Tree {
         let state = manifest.state();
         let spare = Memtable::spare(options.memtable_bytes);
         let active = Memtable::new(options.memtable_bytes, &spare);
-        let version = open_tables(&env, &tables_dir, &cache, state, active).map_err(|e| manifest.explain(e))?;
+        let life = Arc::default();
+        let version = open_tables(&env, &tables_dir, &cache, &life, state, active).map_err(|e| manifest.explain(e))?;
         let applier = Applier { epochs: state.epochs.clone(), timeline: state.timeline };
         let published = Published::new(version, state.flushed);
         let tree = Self {
@@ -229,6 +237,7 @@ impl Tree {
             barrier: Barrier::default(),
             space: OnceLock::new(),
             spare,
+            life,
         };
         tree.look_after_change();
         Ok(tree)
@@ -439,6 +448,12 @@ impl Tree {
         self.tables_dir.join(table_name(id))
     }
 
+    /// From here on no file is removed by who still holds a table of this tree: the directory may be given to another.
+    /// Waits for a removal under way.
+    pub(crate) fn end(&self) {
+        self.life.end();
+    }
+
     fn version(&self) -> Arc<Version> {
         self.published.version()
     }
@@ -465,7 +480,8 @@ impl Tree {
     /// Opens a table that is new, or whose file is: of the lowest level if `bottom`.
     fn open_table(&self, placed: &Placed, bottom: bool) -> Result<Arc<Table>> {
         let id = placed.file.id;
-        let table = Table::open(&self.env.fs, &self.table_path(id), &self.cache)?.standing_at(placed.ingested);
+        let table = Table::open(&self.env.fs, &self.table_path(id), &self.cache)?.living(&self.life);
+        let table = table.standing_at(placed.ingested);
         let version = self.version();
         let table = match version.all_tables().find(|t| t.id() == id) {
             Some(old) => table.in_place_of(old),
@@ -475,12 +491,19 @@ impl Tree {
     }
 }
 
-fn open_tables(env: &Env, dir: &Path, cache: &Arc<BlockCache>, state: &State, active: Memtable) -> Result<Version> {
+fn open_tables(
+    env: &Env,
+    dir: &Path,
+    cache: &Arc<BlockCache>,
+    life: &Arc<Life>,
+    state: &State,
+    active: Memtable,
+) -> Result<Version> {
     let deepest = state.tables.iter().map(|p| p.level).filter(|l| *l < HISTORY).max().unwrap_or_default();
     let mut tables = Vec::new();
     for Placed { level, file, ingested } in &state.tables {
         let path = dir.join(table_name(file.id));
-        let table = Table::open(&env.fs, &path, cache)?;
+        let table = Table::open(&env.fs, &path, cache)?.living(life);
         if table.id() != file.id || table.bytes() != file.bytes {
             return Err(Error::corruption(&path, 0, None, "the file is not the table that the manifest names"));
         }
