@@ -391,6 +391,11 @@ fn a_damaged_primary_hands_over_and_is_seeded_anew_and_nothing_is_lost() {
     check_refusal(&primary, "the primary", 1, &["is the primary", "mainstay cluster promote"]);
     let from_damaged = three.run(&["cluster", "reseed", "--yes"], &third);
     check_refusal(&from_damaged, "a seed of a damaged primary", 1, &["has damaged tables itself", &h.id]);
+    // The nodes themselves see to it as well.
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let by_itself = runtime.block_on(async { Client::connect([third.clone()]).unwrap().reseed(&third).await });
+    let why = by_itself.unwrap_err().to_string();
+    assert!(why.contains(&format!("its table {} is damaged", h.id)), "{why}");
     three.put("zz/before", "the promotion");
     caught_up(&three.all);
     succeed(&["cluster", "promote", "--node", &two, "--endpoints", &three.all]);

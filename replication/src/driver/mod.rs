@@ -4,8 +4,11 @@
 //! decision about epochs, commits or promotion (the core's), nor a wire format (the transport's).
 
 mod candidate;
+#[cfg(test)]
+mod fake;
 mod join;
 mod mend;
+mod offer;
 mod promise_file;
 mod reads;
 mod replica;
@@ -29,8 +32,8 @@ pub use candidate::Promoted;
 pub(crate) use promise_file::{decode_promise, promise_seeds};
 pub use seed::set_aside;
 pub use transport::{
-    Ack, CheckpointPart, FromPrimary, Hello, Next, PROTOCOL, Reason, Refusal, SealReply, SealRequest, Transport,
-    TransportError, Welcome,
+    Ack, CheckpointPart, FromPrimary, Hello, Next, PROTOCOL, Reason, Refusal, SealReply, SealRequest, SeedOffer,
+    SeedRequest, Transport, TransportError, Welcome,
 };
 
 use crate::core::{Core, Effect, Event, NotPromoted, Promise, Role};
@@ -382,6 +385,11 @@ impl Driver {
             // Waiters of this node learn that no answer will come.
             store.committed().close();
             store.applied().close();
+        }
+        if let Ok(Ended::Reseed) = ended {
+            // Whatever comes in place of this data: its word does not count before it has reached as far.
+            let this = Arc::clone(&self);
+            blocking(move || this.owe(this.end_of_log().0.lsn)).await?;
         }
         ended
     }

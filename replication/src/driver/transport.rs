@@ -207,6 +207,22 @@ pub enum CheckpointPart {
     Data(Vec<u8>),
 }
 
+/// A replica asks its primary whether it would get a seed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SeedRequest {
+    /// Its cluster.
+    pub cluster: ClusterId,
+    /// Itself.
+    pub node: NodeId,
+}
+
+/// What a seed would be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SeedOffer {
+    /// Bytes of tables, and of what is not in tables yet.
+    pub bytes: u64,
+}
+
 /// A peer could not be reached or broke off.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("peer {node}: {what}")]
@@ -233,6 +249,9 @@ pub trait Transport: Send + Sync + fmt::Debug + 'static {
 
     /// Asks `peer` to become primary.
     async fn promote(&self, peer: NodeId) -> Result<(), TransportError>;
+
+    /// Asks `peer` for a seed; an error with its reason if it would give none.
+    async fn offer_seed(&self, peer: NodeId, request: SeedRequest) -> Result<SeedOffer, TransportError>;
 
     /// Fetches a checkpoint from `peer`.
     async fn fetch_checkpoint(

@@ -114,55 +114,12 @@ impl Driver {
 
 #[cfg(test)]
 mod tests {
-    use async_trait::async_trait;
     use mainstay_engine::Env;
-    use tokio::sync::mpsc;
 
-    use super::super::{Ack, CheckpointPart, FromPrimary, Hello, Settings, Transport, TransportError};
+    use super::super::Settings;
+    use super::super::fake::Nobody;
     use super::*;
     use crate::rule::{Mode, NodeId, Rule};
-
-    #[derive(Debug)]
-    struct Nobody;
-
-    type Stream<T> = mpsc::Receiver<std::result::Result<T, TransportError>>;
-
-    fn gone<T>(node: NodeId) -> std::result::Result<T, TransportError> {
-        Err(TransportError { node, what: "nobody is there".into() })
-    }
-
-    #[async_trait]
-    impl Transport for Nobody {
-        async fn replicate(
-            &self,
-            peer: NodeId,
-            _: Hello,
-        ) -> std::result::Result<(mpsc::Sender<Ack>, Stream<FromPrimary>), TransportError> {
-            gone(peer)
-        }
-        async fn seal(&self, peer: NodeId, _: SealRequest) -> std::result::Result<SealReply, TransportError> {
-            gone(peer)
-        }
-        async fn promote(&self, peer: NodeId) -> std::result::Result<(), TransportError> {
-            gone(peer)
-        }
-        async fn fetch_checkpoint(
-            &self,
-            peer: NodeId,
-            _: ClusterId,
-        ) -> std::result::Result<Stream<CheckpointPart>, TransportError> {
-            gone(peer)
-        }
-        async fn fetch_table(
-            &self,
-            peer: NodeId,
-            _: ClusterId,
-            _: u128,
-            _: [u8; 32],
-        ) -> std::result::Result<Stream<Vec<u8>>, TransportError> {
-            gone(peer)
-        }
-    }
 
     fn driver(dir: &std::path::Path) -> Arc<Driver> {
         let rule = Rule::new(Mode::Quorum, [1, 2, 3].map(NodeId).to_vec(), NodeId(1), 1).unwrap();
@@ -174,7 +131,7 @@ mod tests {
             options: mainstay_engine::Options::default(),
             client_addr: String::new(),
         };
-        Driver::new(Env::real(), settings, Arc::new(Nobody)).unwrap()
+        Driver::new(Env::real(), settings, Arc::new(Nobody::default())).unwrap()
     }
 
     fn seal(epoch: u64, candidate: u64, fresh: bool) -> SealRequest {

@@ -26,8 +26,9 @@ Examples:
 
 For a replica whose disk is damaged, where `mainstay repair` finds no good copy. Nothing acknowledged is lost and the
 others go on; until it is done, this node is no copy of anything. Its old data is kept in `replaced-…` in its data
-directory, so the disk needs room for both; delete that when you are sure. A primary is not seeded: promote another
-node first with `mainstay cluster promote --node`. Exit code 3 when it is not done within --wait; it goes on then.")]
+directory; delete that when you are sure. Nothing is changed when the primary offers no seed, or the disk has no room
+for both. A primary is not seeded: promote another node first with `mainstay cluster promote --node`. Exit code 3 when
+it is not done within --wait; it goes on then, and `mainstay status` says how to go back to the old data.")]
 pub struct ReseedArgs {
     /// Client address of the replica
     #[arg(long, value_name = "HOST:PORT")]

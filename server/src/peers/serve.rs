@@ -96,4 +96,13 @@ impl Peer for PeerDoor {
             .map(|p| p.map(|data| v1::TableChunk { data: data.into() }).map_err(|e| Status::internal(e.to_string())));
         Ok(Response::new(Box::pin(stream)))
     }
+
+    async fn offer_seed(
+        &self,
+        request: Request<v1::OfferSeedRequest>,
+    ) -> Result<Response<v1::OfferSeedResponse>, Status> {
+        let request = wire::seed_request(&request.into_inner()).map_err(malformed)?;
+        let offer = self.driver.offer_seed(request).await.map_err(Status::failed_precondition)?;
+        Ok(Response::new(v1::OfferSeedResponse { bytes: offer.bytes }))
+    }
 }

@@ -10,7 +10,7 @@ use mainstay_proto::v1;
 use mainstay_proto::v1::admin_client::AdminClient;
 use mainstay_proto::v1::peer_client::PeerClient;
 use mainstay_replication::driver::{
-    Ack, CheckpointPart, FromPrimary, Hello, SealReply, SealRequest, Transport, TransportError,
+    Ack, CheckpointPart, FromPrimary, Hello, SealReply, SealRequest, SeedOffer, SeedRequest, Transport, TransportError,
 };
 use mainstay_replication::rule::NodeId;
 use tokio::sync::mpsc;
@@ -23,6 +23,8 @@ use crate::doors::MESSAGE_BYTES_MAX;
 
 /// Messages in flight between the wire and the driver.
 const WINDOW: usize = 8;
+/// Longest wait for a primary's word on a seed.
+const OFFER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Channels to all peers.
 #[derive(Debug)]
@@ -136,6 +138,13 @@ impl Transport for GrpcTransport {
         let mut request = tonic::Request::new(v1::PromoteRequest::default());
         request.set_timeout(Duration::from_secs(15));
         AdminClient::new(self.channel(peer)?).promote(request).await.map(drop).map_err(failed(peer))
+    }
+
+    async fn offer_seed(&self, peer: NodeId, request: SeedRequest) -> Result<SeedOffer, TransportError> {
+        let mut request = tonic::Request::new(wire::from_seed_request(&request));
+        request.set_timeout(OFFER_TIMEOUT);
+        let offer = self.client(peer)?.offer_seed(request).await.map_err(failed(peer))?.into_inner();
+        Ok(SeedOffer { bytes: offer.bytes })
     }
 
     async fn fetch_checkpoint(
