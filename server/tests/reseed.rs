@@ -13,9 +13,9 @@ mod support;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use mainstay_client::Client;
+use mainstay_client::{Client, ErrorClass};
 use serde_json::Value;
-use support::{Cluster, PATIENCE, Scratch, json, succeed};
+use support::{Cluster, PATIENCE, Scratch, check_refusal, json, mainstay, succeed};
 
 /// Looks again until what is seen is good; panics with what was seen last.
 fn eventually<T: std::fmt::Debug>(look: impl Fn() -> T, good: impl Fn(&T) -> bool) -> T {
@@ -81,6 +81,55 @@ impl Three {
             },
         );
     }
+
+    fn reseed(&self, node: u64, more: &[&str]) -> std::process::Output {
+        let addr = &self.addr[node as usize - 1];
+        mainstay(&[&["cluster", "reseed", "--yes", "--node", addr, "--endpoints", &self.all], more].concat())
+    }
+}
+
+/// The first replica has given its data up and is not back: nobody else may, until it is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_replica_is_seeded_at_a_time_and_the_refusal_names_it() {
+    let scratch = Scratch::new();
+    let mut three = Three::start(&scratch, "async");
+    let client = Client::connect(three.cluster.endpoints()).unwrap();
+    three.no_seeds(true);
+    client.reseed(&three.addr[2], false).await.unwrap();
+    for more in [&[][..], &["--accept-fewer"]] {
+        let refused = three.reseed(2, more);
+        check_refusal(&refused, "another one is being seeded", 1, &["node 3 is being seeded", "mainstay status"]);
+    }
+    let refused = client.reseed(&three.addr[1], true).await.unwrap_err();
+    assert_eq!((refused.code(), refused.class()), ("NOT_RESEEDED", ErrorClass::NotExecuted), "{refused}");
+    assert_eq!(set_aside(&three.cluster.node(2).data).len(), 0);
+    three.no_seeds(false);
+    three.caught_up();
+    succeed(&["cluster", "reseed", "--yes", "--node", &three.addr[1], "--endpoints", &three.all]);
+    three.caught_up();
+    assert_eq!(set_aside(&three.cluster.node(2).data).len(), 1);
+}
+
+/// What is left without the replica counts, by the mode's own rule, and by copies.
+#[test]
+fn a_replica_without_which_too_few_copies_are_left_keeps_its_data_unless_that_is_accepted() {
+    for (mode, says) in [
+        ("quorum", ["node 1 alone", "mode quorum needs more", "writes would wait"]),
+        ("async", ["node 1 alone", "node 2", "if that fails meanwhile"]),
+    ] {
+        let scratch = Scratch::new();
+        let mut three = Three::start(&scratch, mode);
+        three.cluster.node(3).kill();
+        let refused = three.reseed(2, &[]);
+        check_refusal(&refused, mode, 1, &[&says[..], &["--accept-fewer", "mainstay status"]].concat());
+        assert_eq!(set_aside(&three.cluster.node(2).data).len(), 0, "{mode}");
+        let done = three.reseed(2, &["--accept-fewer"]);
+        assert!(done.status.success(), "{mode}: {}", String::from_utf8_lossy(&done.stderr));
+        assert_eq!(set_aside(&three.cluster.node(2).data).len(), 1, "{mode}");
+        succeed(&["put", "k", "after", "--endpoints", &three.all]);
+        three.cluster.node(3).start();
+        three.caught_up();
+    }
 }
 
 /// The seed does not come: the node says how its old data gets back into its place, and that works.
@@ -90,7 +139,7 @@ async fn data_that_was_set_aside_is_moved_back_as_the_node_says() {
     let mut three = Three::start(&scratch, "quorum");
     three.no_seeds(true);
     let client = Client::connect([three.addr[2].clone()]).unwrap();
-    client.reseed(&three.addr[2]).await.unwrap();
+    client.reseed(&three.addr[2], false).await.unwrap();
     let data = three.cluster.node(3).data.clone();
     // The manifest goes last.
     let aside = eventually(|| set_aside(&data), |found| found.iter().any(|p| p.join("manifest").exists())).remove(0);

@@ -1008,7 +1008,11 @@ pub struct RepairTableResponse {
     pub bytes: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ReseedRequest {}
+pub struct ReseedRequest {
+    /// Also when meanwhile writes would wait, or the primary alone would hold what is committed.
+    #[prost(bool, tag = "1")]
+    pub accept_fewer: bool,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReseedResponse {
     /// The life of the node that ends.
@@ -2072,6 +2076,9 @@ pub struct FetchCheckpointRequest {
     pub cluster_id: ::prost::bytes::Bytes,
     #[prost(uint64, tag = "2")]
     pub epoch: u64,
+    /// Who is to be seeded.
+    #[prost(uint64, tag = "3")]
+    pub node_id: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CheckpointChunk {
@@ -2139,6 +2146,15 @@ pub struct OfferSeedRequest {
     pub cluster_id: ::prost::bytes::Bytes,
     #[prost(uint64, tag = "2")]
     pub node_id: u64,
+    /// The life of that node which ends with the seed.
+    #[prost(uint64, tag = "3")]
+    pub incarnation: u64,
+    /// It gives its data up when this is answered; else it only asks.
+    #[prost(bool, tag = "4")]
+    pub grant: bool,
+    /// Also when without it too few nodes hold what is committed.
+    #[prost(bool, tag = "5")]
+    pub accept_fewer: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct OfferSeedResponse {

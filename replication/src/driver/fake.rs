@@ -51,7 +51,12 @@ impl Transport for Nobody {
         }
     }
 
-    async fn fetch_checkpoint(&self, peer: NodeId, _: ClusterId) -> Answer<mpsc::Receiver<Answer<CheckpointPart>>> {
+    async fn fetch_checkpoint(
+        &self,
+        peer: NodeId,
+        _: ClusterId,
+        _: NodeId,
+    ) -> Answer<mpsc::Receiver<Answer<CheckpointPart>>> {
         gone(peer)
     }
 

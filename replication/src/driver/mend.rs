@@ -136,12 +136,12 @@ impl Driver {
     }
 
     /// Gives this node's data up, so that its next life is seeded by the primary: [`Driver::run`] ends with
-    /// `Ended::Reseed`. Returns the primary.
+    /// `Ended::Reseed`. Returns the primary. With `accept_fewer` also when without this node too few hold what is committed.
     ///
     /// # Errors
     /// In words, when this node is no replica that follows a primary, when that would give no seed, or when there is no
     /// room for one. Nothing was changed then.
-    pub async fn reseed(self: &Arc<Self>) -> std::result::Result<NodeId, String> {
+    pub async fn reseed(self: &Arc<Self>, accept_fewer: bool) -> std::result::Result<NodeId, String> {
         // No promotion begins meanwhile, nor afterwards.
         let _one = self.promoting.lock().await;
         let view = self.role().borrow().clone();
@@ -155,15 +155,27 @@ impl Driver {
         }
         let primary = view.primary.ok_or("this node knows no primary that could seed it")?;
         // Word of the primary itself, now: what is set aside must be had from somebody, and there must be room for it.
-        let offer = self.ask_for_seed(primary).await?;
+        let request = SeedRequest {
+            cluster: self.identity().cluster,
+            node: self.settings.me,
+            incarnation: self.incarnation(),
+            grant: false,
+            accept_fewer,
+        };
+        let offer = self.ask_for_seed(primary, request).await?;
         self.has_room(offer).await?;
+        // From this answer on nobody else gets one.
+        self.ask_for_seed(primary, SeedRequest { grant: true, ..request }).await?;
         tracing::warn!(primary = primary.0, "this node's data is given up on request; it will be seeded anew");
         self.giving_up.send_replace(true);
         Ok(primary)
     }
 
-    async fn ask_for_seed(self: &Arc<Self>, primary: NodeId) -> std::result::Result<SeedOffer, String> {
-        let request = SeedRequest { cluster: self.identity().cluster, node: self.settings.me };
+    async fn ask_for_seed(
+        self: &Arc<Self>,
+        primary: NodeId,
+        request: SeedRequest,
+    ) -> std::result::Result<SeedOffer, String> {
         match tokio::time::timeout(OFFER_TIMEOUT, self.transport.offer_seed(primary, request)).await {
             Ok(Ok(offer)) => Ok(offer),
             Ok(Err(e)) => Err(format!("node {primary}, the primary, gives no seed: {}", e.what)),
@@ -245,7 +257,7 @@ mod tests {
             client_addr: String::new(),
         };
         let peers = Arc::new(Nobody::default());
-        peers.offers.lock().unwrap().push(answer);
+        peers.offers.lock().unwrap().extend([answer.clone(), answer]);
         let driver = Driver::new(env, settings, Arc::clone(&peers) as Arc<_>).unwrap();
         driver.store.set(Arc::new(store)).unwrap();
         driver.role.send_replace(RoleView { role: RoleName::Replica, primary: Some(NodeId(1)), ..RoleView::default() });
@@ -268,15 +280,18 @@ mod tests {
             (13 * MIB, offer(u64::MAX), Some("make room")),
         ] {
             let (node, peers) = replica(free, answer.clone());
-            let got = node.reseed().await;
+            let got = node.reseed(false).await;
             assert_eq!(got.is_ok(), says.is_none(), "{answer:?}: {got:?}");
             assert_eq!(*node.giving_up.borrow(), says.is_none(), "{answer:?}");
             if let Some(says) = says {
                 let why = got.unwrap_err();
                 assert!(why.contains(says), "{why}");
             }
-            let asked = peers.asked.lock().unwrap().clone();
-            assert_eq!(asked, [SeedRequest { cluster: node.identity().cluster, node: NodeId(3) }]);
+            let asked: Vec<_> = peers.asked.lock().unwrap().iter().map(|r| (r.node, r.grant)).collect();
+            let only_asks = [(NodeId(3), false)];
+            // Granted is what has room: who is refused must not keep others from a seed.
+            let grants = [(NodeId(3), false), (NodeId(3), true)];
+            assert_eq!(asked, if says.is_none() { &grants[..] } else { &only_asks[..] }, "{answer:?}");
         }
     }
 
@@ -286,7 +301,7 @@ mod tests {
         let (node, _) = replica(u64::MAX >> 1, Ok(SeedOffer::default()));
         let end = node.end_of_log().0.lsn;
         assert!(end > mainstay_engine::Lsn::ZERO);
-        node.reseed().await.unwrap();
+        node.reseed(false).await.unwrap();
         let (_stop, told) = tokio::sync::watch::channel(false);
         assert_eq!(Arc::clone(&node).run(told).await.unwrap(), Ended::Reseed);
         let (_, life) = promise_file::read(&node.env, &node.settings.dir).unwrap();

@@ -6,6 +6,7 @@
 mod candidate;
 #[cfg(test)]
 mod fake;
+mod grant;
 mod join;
 mod mend;
 mod offer;
@@ -38,6 +39,7 @@ pub use transport::{
 
 use crate::core::{Core, Effect, Event, NotPromoted, Promise, Role};
 use crate::rule::{NodeId, Rule};
+use grant::Seeds;
 use promise_file::Life;
 use reads::Rounds;
 
@@ -158,6 +160,7 @@ pub struct Driver {
     /// What each replica still needs of the log, connected or not, up to the retained bytes.
     slots: Mutex<BTreeMap<NodeId, Arc<Slot>>>,
     rounds: Rounds,
+    seeds: Mutex<Seeds>,
     /// Becomes true when this node's data is to be replaced by a seed.
     giving_up: watch::Sender<bool>,
 }
@@ -189,6 +192,7 @@ impl Driver {
             found,
             slots: Mutex::default(),
             rounds: Rounds::new(),
+            seeds: Mutex::default(),
             giving_up: watch::Sender::new(false),
             settings,
         };

@@ -33,7 +33,7 @@ const PART_TIMEOUT: Duration = Duration::from_secs(30);
 impl Driver {
     pub(super) async fn seed_from(self: &Arc<Self>, primary: NodeId, cluster: ClusterId) -> Result<Store> {
         let failed = |e: TransportError| Error::Stopped(e.to_string());
-        let mut parts = self.transport.fetch_checkpoint(primary, cluster).await.map_err(failed)?;
+        let mut parts = self.transport.fetch_checkpoint(primary, cluster, self.settings.me).await.map_err(failed)?;
         let (tx, mut rx) = mpsc::channel(4);
         let (this, whole) = (Arc::clone(self), Arc::new(AtomicBool::new(false)));
         let all_came = Arc::clone(&whole);
@@ -59,13 +59,14 @@ impl Driver {
         cut.map_or(received, Err)
     }
 
-    /// Sends a checkpoint of this node to a peer.
+    /// Sends a checkpoint of this node to the peer `to`.
     ///
     /// # Errors
     /// A refusal when this node is not the primary or belongs to another cluster.
     pub async fn serve_checkpoint(
         self: &Arc<Self>,
         cluster: ClusterId,
+        to: NodeId,
     ) -> std::result::Result<mpsc::Receiver<Result<CheckpointPart>>, Refusal> {
         let refuse = |reason, text: String| {
             let p = self.promise();
@@ -81,6 +82,7 @@ impl Driver {
         let (tx, rx) = mpsc::channel(4);
         let end = store.log().last().lsn;
         let name = format!("seed-{:016x}", self.env.rng.next_u64());
+        let sending = self.sending(to);
         tokio::spawn(async move {
             // Claimed before the cut, so that the log from the checkpoint on stays for the new node.
             let slot = store.log().slot(&name, store.applied().get());
@@ -92,6 +94,7 @@ impl Driver {
                 let _ = tx.send(Err(e)).await;
             }
             drop(tx);
+            drop(sending);
             let _ = store.env().fs.remove_dir_all(&dir);
             tokio::time::sleep(SEED_GRACE).await;
             drop(slot);

@@ -214,6 +214,12 @@ pub struct SeedRequest {
     pub cluster: ClusterId,
     /// Itself.
     pub node: NodeId,
+    /// Its life that ends with the seed.
+    pub incarnation: u64,
+    /// Whether it gives its data up when this is answered; else it only asks.
+    pub grant: bool,
+    /// Also when without it too few nodes hold what is committed.
+    pub accept_fewer: bool,
 }
 
 /// What a seed would be.
@@ -253,11 +259,12 @@ pub trait Transport: Send + Sync + fmt::Debug + 'static {
     /// Asks `peer` for a seed; an error with its reason if it would give none.
     async fn offer_seed(&self, peer: NodeId, request: SeedRequest) -> Result<SeedOffer, TransportError>;
 
-    /// Fetches a checkpoint from `peer`.
+    /// Fetches a checkpoint from `peer` for this node, `me`.
     async fn fetch_checkpoint(
         &self,
         peer: NodeId,
         cluster: ClusterId,
+        me: NodeId,
     ) -> Result<mpsc::Receiver<Result<CheckpointPart, TransportError>>, TransportError>;
 
     /// Fetches the table with this id and hash from `peer`, in parts; an error if it has none.

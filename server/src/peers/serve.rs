@@ -73,10 +73,11 @@ impl Peer for PeerDoor {
         &self,
         request: Request<v1::FetchCheckpointRequest>,
     ) -> Result<Response<Self::FetchCheckpointStream>, Status> {
-        let cluster = wire::cluster(&request.into_inner().cluster_id).map_err(malformed)?;
+        let request = request.into_inner();
+        let cluster = wire::cluster(&request.cluster_id).map_err(malformed)?;
         let parts = self
             .driver
-            .serve_checkpoint(cluster)
+            .serve_checkpoint(cluster, NodeId(request.node_id))
             .await
             .map_err(|refusal| Status::failed_precondition(refusal.to_string()))?;
         let stream =

@@ -151,8 +151,10 @@ impl Transport for GrpcTransport {
         &self,
         peer: NodeId,
         cluster: ClusterId,
+        me: NodeId,
     ) -> Result<mpsc::Receiver<Result<CheckpointPart, TransportError>>, TransportError> {
-        let request = v1::FetchCheckpointRequest { cluster_id: wire::cluster_bytes(cluster).into(), epoch: 0 };
+        let cluster_id = wire::cluster_bytes(cluster).into();
+        let request = v1::FetchCheckpointRequest { cluster_id, epoch: 0, node_id: me.0 };
         let stream = self.client(peer)?.fetch_checkpoint(request).await.map_err(failed(peer))?.into_inner();
         Ok(pump(peer, stream, wire::part))
     }

@@ -243,11 +243,23 @@ pub(super) fn seal_reply(r: v1::SealResponse) -> Result<SealReply, Malformed> {
 }
 
 pub(super) fn from_seed_request(r: &SeedRequest) -> v1::OfferSeedRequest {
-    v1::OfferSeedRequest { cluster_id: cluster_bytes(r.cluster).into(), node_id: r.node.0 }
+    v1::OfferSeedRequest {
+        cluster_id: cluster_bytes(r.cluster).into(),
+        node_id: r.node.0,
+        incarnation: r.incarnation,
+        grant: r.grant,
+        accept_fewer: r.accept_fewer,
+    }
 }
 
 pub(super) fn seed_request(r: &v1::OfferSeedRequest) -> Result<SeedRequest, Malformed> {
-    Ok(SeedRequest { cluster: cluster(&r.cluster_id)?, node: node(r.node_id).ok_or(Malformed("node id 0"))? })
+    Ok(SeedRequest {
+        cluster: cluster(&r.cluster_id)?,
+        node: node(r.node_id).ok_or(Malformed("node id 0"))?,
+        incarnation: r.incarnation,
+        grant: r.grant,
+        accept_fewer: r.accept_fewer,
+    })
 }
 
 pub(super) fn from_part(part: CheckpointPart) -> v1::CheckpointChunk {
