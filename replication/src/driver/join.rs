@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use mainstay_engine::store::{Identity, Store};
-use mainstay_engine::{ClusterId, Error, Result};
+use mainstay_engine::{ClusterId, Error, Lsn, Result};
 
 use super::{Driver, RETRY, RoleName, SealReply, SealRequest, blocking, seed};
 use crate::rule::NodeId;
@@ -116,10 +116,12 @@ impl Driver {
         Ok(Some(store))
     }
 
-    /// Says why there is no data yet, and how to get back to what was set aside, if something was.
-    async fn waits_for_a_seed(self: &Arc<Self>, why: String) -> Result<()> {
-        let this = Arc::clone(self);
-        let back = blocking(move || Ok(seed::way_back(&this.env, &this.settings.dir))).await?;
+    /// Says why there is no data yet, and how to get back to what was set aside, if that is what is missing: where nothing
+    /// is owed, what was set aside is of before the data that is missing.
+    pub(super) async fn waits_for_a_seed(self: &Arc<Self>, why: String) -> Result<()> {
+        let (this, given_up) = (Arc::clone(self), self.life().owes > Lsn::ZERO);
+        let way = move || if given_up { seed::way_back(&this.env, &this.settings.dir) } else { None };
+        let back = blocking(move || Ok(way())).await?;
         let text = back.map_or_else(|| why.clone(), |back| format!("{why}; {back}"));
         self.set_trouble(Some(RoleName::Joining), Some(text));
         Ok(())

@@ -304,6 +304,8 @@ mod tests {
         node.reseed(false).await.unwrap();
         let (_stop, told) = tokio::sync::watch::channel(false);
         assert_eq!(Arc::clone(&node).run(told).await.unwrap(), Ended::Reseed);
+        // The doors are still open: the data that goes must not pay for what comes.
+        assert!(node.speaks().unwrap());
         let (_, life) = promise_file::read(&node.env, &node.settings.dir).unwrap();
         assert_eq!(life.owes, end);
     }

@@ -391,7 +391,9 @@ impl Driver {
             store.applied().close();
         }
         if let Ok(Ended::Reseed) = ended {
-            // Whatever comes in place of this data: its word does not count before it has reached as far.
+            // Whatever comes in place of this data: its word does not count before it has reached as far. From here on
+            // nothing here pays that.
+            self.giving_up.send_replace(true);
             let this = Arc::clone(&self);
             blocking(move || this.owe(this.end_of_log().0.lsn)).await?;
         }

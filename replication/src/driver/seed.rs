@@ -227,11 +227,10 @@ pub(super) fn way_back(env: &Env, dir: &Path) -> Option<String> {
     let from: Vec<_> = aside.iter().take(whole + 1).map(|(_, path)| path.display().to_string()).collect();
     // Without the mark nothing here is a seed's: after a crash amid the move it is the rest of the old data.
     let of_a_seed = env.fs.exists(&dir.join(SEEDING)).ok()?;
-    let remove =
-        if of_a_seed { "remove SEEDING, EVIDENCE, log, tables and manifest from its data directory, " } else { "" };
+    let remove = if of_a_seed { "remove SEEDING, EVIDENCE, log, tables and manifest from there, " } else { "" };
     Some(format!(
-        "to go back to the data that was set aside, stop this node, {remove}move what is in {} to {}, IDENTITY last, and \
-         start it",
+        "to go back to the data that was set aside, stop this node, and if its data directory has no IDENTITY by then, \
+         {remove}move what is in {} to {}, IDENTITY last; start it",
         from.join(" and in "),
         dir.display()
     ))
