@@ -163,13 +163,15 @@ impl Client {
         Ok(answer.into_inner())
     }
 
-    /// Has a replica set its data aside and be seeded anew by the primary; returns before that begins.
+    /// Has a replica set its data aside and be seeded anew by the primary; returns before that begins. With `accept_fewer`
+    /// also when meanwhile writes would wait, or the primary alone would hold what is committed.
     ///
     /// # Errors
     /// `NOT_RESEEDED` with the reason; then nothing was changed.
-    pub async fn reseed(&self, endpoint: &str) -> Result<ReseedResponse> {
+    pub async fn reseed(&self, endpoint: &str, accept_fewer: bool) -> Result<ReseedResponse> {
+        let request = ReseedRequest { accept_fewer };
         let answer = self
-            .at(endpoint, true, self.timeout(), |a| async move { a.admin().reseed(a.request(ReseedRequest {})).await })
+            .at(endpoint, true, self.timeout(), |a| async move { a.admin().reseed(a.request(request)).await })
             .await?;
         Ok(answer.into_inner())
     }

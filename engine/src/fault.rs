@@ -47,6 +47,8 @@ pub enum Bug {
     ForgetIngestLsn,
     /// Remove the tables of an ingest that is in the log and not in the manifest yet when the store opens.
     TidyIngested,
+    /// Let who still holds a table of a store that has ended remove its file, whosever that is by then.
+    RemoveAfterEnd,
     /// Take what stands in a directory without an identity for an attempt to make a store, whatever it is.
     ClearAnything,
 }

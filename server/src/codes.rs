@@ -53,7 +53,9 @@ pub fn next_step(code: &str) -> Option<&'static str> {
         "ARCHIVE" => "`mainstay status` shows the archive's last error",
         "CORRUPTION" => "`mainstay repair` puts a good copy in the place of a damaged table, or says what else to do",
         "NO_COPY" => "seed the node anew with `mainstay cluster reseed`, or restore it; see `mainstay repair --help`",
-        "NOT_RESEEDED" => "`mainstay status` shows who is primary and what keeps the node from following it",
+        "NOT_RESEEDED" => {
+            "the message says what stands in the way; `mainstay status` shows who is primary and who follows it"
+        }
         "NOT_PROMOTED" => {
             "bring back the nodes that are named; `mainstay cluster promote --help` says what accepting a loss means"
         }

@@ -391,6 +391,11 @@ fn a_damaged_primary_hands_over_and_is_seeded_anew_and_nothing_is_lost() {
     check_refusal(&primary, "the primary", 1, &["is the primary", "mainstay cluster promote"]);
     let from_damaged = three.run(&["cluster", "reseed", "--yes"], &third);
     check_refusal(&from_damaged, "a seed of a damaged primary", 1, &["has damaged tables itself", &h.id]);
+    // The nodes themselves see to it as well.
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let by_itself = runtime.block_on(async { Client::connect([third.clone()]).unwrap().reseed(&third, false).await });
+    let why = by_itself.unwrap_err().to_string();
+    assert!(why.contains(&format!("its table {} is damaged", h.id)), "{why}");
     three.put("zz/before", "the promotion");
     caught_up(&three.all);
     succeed(&["cluster", "promote", "--node", &two, "--endpoints", &three.all]);
@@ -434,16 +439,16 @@ async fn data_that_nobody_else_could_give_back_is_not_given_up() {
     let [one, two, three] = [1, 2, 3].map(|id| cluster.node(id).client.clone());
     all.put(b"k", b"v").await.unwrap();
     caught_up(&cluster.endpoint_list());
-    let refused = all.reseed(&one).await.unwrap_err();
+    let refused = all.reseed(&one, false).await.unwrap_err();
     assert_eq!((refused.code(), refused.class()), ("NOT_RESEEDED", ErrorClass::NotExecuted));
     assert!(refused.to_string().contains("promote another one first"), "{refused}");
     // Silent, and nobody has noticed yet: its word is asked for, now.
     cluster.node(1).signal("-STOP");
-    let refused = all.reseed(&three).await.unwrap_err();
+    let refused = all.reseed(&three, false).await.unwrap_err();
     assert_eq!((refused.code(), refused.class()), ("NOT_RESEEDED", ErrorClass::NotExecuted), "{refused}");
     cluster.node(1).kill();
     for replica in [&two, &three] {
-        let refused = all.reseed(replica).await.unwrap_err();
+        let refused = all.reseed(replica, false).await.unwrap_err();
         assert_eq!(refused.code(), "NOT_RESEEDED", "{refused}");
         let verb = mainstay(&["cluster", "reseed", "--node", replica, "--yes"]);
         check_refusal(&verb, "nobody could seed it", 1, &["does not answer", "mainstay cluster promote"]);

@@ -473,11 +473,13 @@ impl Store {
         self.tree.checkpoint(to)
     }
 
-    /// Syncs everything and leaves evidence of it. Call once, after the workers have stopped.
+    /// Syncs everything and leaves evidence of it. Call once, after the workers have stopped. Views and scans that are
+    /// still held read on, but remove no file any more when they go: the directory may be another store's by then.
     ///
     /// # Errors
     /// The operating system's.
     pub fn close(&self) -> Result<()> {
+        self.tree.end();
         self.log.close()?;
         self.apply_committed()?;
         self.save_evidence()

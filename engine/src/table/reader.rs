@@ -3,12 +3,13 @@
 //! Properties and range deletes are checked and pinned at open, index and filter when a read first needs
 //! them, so that opening a large tree takes no longer than a small one, and only if there is room (`parts`);
 //! data blocks and commit times are read when asked for. Owns: the handle; the file itself is removed when the
-//! last handle of a table marked obsolete goes, be it one of before a repair. Never: writes.
+//! last handle of a table marked obsolete goes, be it one of before a repair, while its tree lives ([`Life`]). Never:
+//! writes.
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use crate::codec::{Cursor, Malformed};
 use crate::error::{Error, Result};
@@ -38,19 +39,39 @@ pub(crate) enum Caching {
     Bypass,
 }
 
+/// How long a tree's handles may remove files: after it, what has their names may be another tree's, which was put
+/// where this one was.
+#[derive(Debug, Default)]
+pub(crate) struct Life {
+    over: RwLock<bool>,
+}
+
+impl Life {
+    /// Ends it. No handle is removing a file when this returns, and none does afterwards.
+    pub(crate) fn end(&self) {
+        *self.over.write().unwrap_or_else(PoisonError::into_inner) = true;
+    }
+}
+
 /// The name of a table's file, which all handles of the table have in common.
 #[derive(Debug)]
 struct Name {
     fs: Arc<dyn Fs>,
     path: PathBuf,
     obsolete: AtomicBool,
+    /// Of the tree that has the table; without one the file is nobody's to remove.
+    life: Option<Arc<Life>>,
 }
 
 impl Drop for Name {
     fn drop(&mut self) {
-        if self.obsolete.load(Ordering::Acquire) {
-            // The manifest no longer names it: should this fail, the next open removes it.
-            let _ = self.fs.remove_file(&self.path);
+        if let Some(life) = self.life.as_ref().filter(|_| self.obsolete.load(Ordering::Acquire)) {
+            // Held across the removal: who ends the life waits for it.
+            let over = life.over.read().unwrap_or_else(PoisonError::into_inner);
+            if !*over || planted(Bug::RemoveAfterEnd) {
+                // The manifest no longer names it: should this fail, the next open removes it.
+                let _ = self.fs.remove_file(&self.path);
+            }
         }
     }
 }
@@ -94,7 +115,7 @@ impl Table {
             .block(properties_at, id, BlockKind::Properties)
             .and_then(|b| Properties::decode(&b).map_err(|m| Error::corruption(path, at, None, m.0)))?;
         let ranges = raw.section(properties.ranges, id, BlockKind::Ranges, |b| decode_ranges(&b))?;
-        let name = Name { fs: Arc::clone(fs), path: path.to_owned(), obsolete: AtomicBool::new(false) };
+        let name = Name { fs: Arc::clone(fs), path: path.to_owned(), obsolete: AtomicBool::new(false), life: None };
         Ok(Self {
             name: Arc::new(name),
             cache: Arc::clone(cache),
@@ -112,6 +133,15 @@ impl Table {
             crowded: AtomicBool::new(false),
             file,
         })
+    }
+
+    /// A table of the tree with this life: its file may be removed until that ends.
+    pub(crate) fn living(mut self, life: &Arc<Life>) -> Self {
+        // Just opened: nobody else has the name.
+        if let Some(name) = Arc::get_mut(&mut self.name) {
+            name.life = Some(Arc::clone(life));
+        }
+        self
     }
 
     /// Its file was put in the place of another handle's, whose readers go on to hold the name: a pin holds files by it.
@@ -217,7 +247,7 @@ impl Table {
         &self.ranges
     }
 
-    /// The file goes when the last handle does.
+    /// The file goes when the last handle does, or, if that is after its tree's life, when the directory is next opened.
     pub(crate) fn mark_obsolete(&self) {
         self.name.obsolete.store(true, Ordering::Release);
     }

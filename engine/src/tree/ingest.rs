@@ -38,7 +38,7 @@ impl Tree {
     pub(crate) fn open_ingested(&self, ingest: &Ingest) -> Result<Vec<Table>> {
         let open = |named: &IngestedTable| {
             let path = self.table_path(named.file.id);
-            let table = Table::open(&self.env.fs, &path, &self.cache)?;
+            let table = Table::open(&self.env.fs, &path, &self.cache)?.living(&self.life);
             let p = table.properties();
             let keys = p.min_key == named.first_key && p.max_key == named.last_key;
             let file = table.id() == named.file.id && table.bytes() == named.file.bytes;

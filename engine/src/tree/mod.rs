@@ -25,7 +25,7 @@ use crate::open_files::FileWait;
 use crate::record::{Kind, Record, RecordError, TimelineStart};
 use crate::space::Space;
 use crate::table::cache::BlockCache;
-use crate::table::reader::Table;
+use crate::table::reader::{Life, Table};
 use crate::table::{parse_table_name, table_name};
 
 mod checkpoint;
@@ -106,6 +106,13 @@ pub struct Tree {
     flush_file: FileWait,
     merge_file: FileWait,
     spare: Spare,
+    life: Arc<Life>,
+}
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        self.end();
+    }
 }
 
 type BarrierFn = dyn Fn(Lsn) -> Result<()> + Send + Sync;
@@ -211,7 +218,8 @@ impl Tree {
         let state = manifest.state();
         let spare = Memtable::spare(options.memtable_bytes);
         let active = Memtable::new(options.memtable_bytes, &spare);
-        let version = open_tables(&env, &tables_dir, &cache, state, active).map_err(|e| manifest.explain(e))?;
+        let life = Arc::default();
+        let version = open_tables(&env, &tables_dir, &cache, &life, state, active).map_err(|e| manifest.explain(e))?;
         let applier = Applier { epochs: state.epochs.clone(), timeline: state.timeline };
         let published = Published::new(version, state.flushed);
         let tree = Self {
@@ -234,6 +242,7 @@ impl Tree {
             flush_file: FileWait::default(),
             merge_file: FileWait::default(),
             spare,
+            life,
         };
         tree.look_after_change();
         Ok(tree)
@@ -454,6 +463,12 @@ impl Tree {
         self.tables_dir.join(table_name(id))
     }
 
+    /// From here on no file is removed by who still holds a table of this tree: the directory may be given to another.
+    /// Waits for a removal under way.
+    pub(crate) fn end(&self) {
+        self.life.end();
+    }
+
     fn version(&self) -> Arc<Version> {
         self.published.version()
     }
@@ -480,7 +495,8 @@ impl Tree {
     /// Opens a table that is new, or whose file is: of the lowest level if `bottom`.
     fn open_table(&self, placed: &Placed, bottom: bool) -> Result<Arc<Table>> {
         let id = placed.file.id;
-        let table = Table::open(&self.env.fs, &self.table_path(id), &self.cache)?.standing_at(placed.ingested);
+        let table = Table::open(&self.env.fs, &self.table_path(id), &self.cache)?.living(&self.life);
+        let table = table.standing_at(placed.ingested);
         let version = self.version();
         let table = match version.all_tables().find(|t| t.id() == id) {
             Some(old) => table.in_place_of(old),
@@ -490,12 +506,19 @@ impl Tree {
     }
 }
 
-fn open_tables(env: &Env, dir: &Path, cache: &Arc<BlockCache>, state: &State, active: Memtable) -> Result<Version> {
+fn open_tables(
+    env: &Env,
+    dir: &Path,
+    cache: &Arc<BlockCache>,
+    life: &Arc<Life>,
+    state: &State,
+    active: Memtable,
+) -> Result<Version> {
     let deepest = state.tables.iter().map(|p| p.level).filter(|l| *l < HISTORY).max().unwrap_or_default();
     let mut tables = Vec::new();
     for Placed { level, file, ingested } in &state.tables {
         let path = dir.join(table_name(file.id));
-        let table = Table::open(&env.fs, &path, cache)?;
+        let table = Table::open(&env.fs, &path, cache)?.living(life);
         if table.id() != file.id || table.bytes() != file.bytes {
             return Err(Error::corruption(&path, 0, None, "the file is not the table that the manifest names"));
         }

@@ -11,6 +11,7 @@
 mod bulk;
 mod create;
 mod embedded;
+mod ended;
 mod exhaustive;
 mod faults;
 mod full_disk;

@@ -1023,7 +1023,11 @@ pub struct RepairTableResponse {
     pub bytes: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ReseedRequest {}
+pub struct ReseedRequest {
+    /// Also when meanwhile writes would wait, or the primary alone would hold what is committed.
+    #[prost(bool, tag = "1")]
+    pub accept_fewer: bool,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReseedResponse {
     /// The life of the node that ends.
@@ -2087,6 +2091,9 @@ pub struct FetchCheckpointRequest {
     pub cluster_id: ::prost::bytes::Bytes,
     #[prost(uint64, tag = "2")]
     pub epoch: u64,
+    /// Who is to be seeded.
+    #[prost(uint64, tag = "3")]
+    pub node_id: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CheckpointChunk {
@@ -2147,6 +2154,28 @@ pub struct FetchTableRequest {
 pub struct TableChunk {
     #[prost(bytes = "bytes", tag = "1")]
     pub data: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct OfferSeedRequest {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub cluster_id: ::prost::bytes::Bytes,
+    #[prost(uint64, tag = "2")]
+    pub node_id: u64,
+    /// The life of that node which ends with the seed.
+    #[prost(uint64, tag = "3")]
+    pub incarnation: u64,
+    /// It gives its data up when this is answered; else it only asks.
+    #[prost(bool, tag = "4")]
+    pub grant: bool,
+    /// Also when without it too few nodes hold what is committed.
+    #[prost(bool, tag = "5")]
+    pub accept_fewer: bool,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct OfferSeedResponse {
+    /// Of tables and of what is not in tables yet.
+    #[prost(uint64, tag = "1")]
+    pub bytes: u64,
 }
 /// Generated client implementations.
 pub mod peer_client {
@@ -2323,6 +2352,31 @@ pub mod peer_client {
                 .insert(GrpcMethod::new("mainstay.v1.Peer", "FetchTable"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// A replica that is to give its data up asks its primary first whether it would get a seed, and how large.
+        pub async fn offer_seed(
+            &mut self,
+            request: impl tonic::IntoRequest<super::OfferSeedRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::OfferSeedResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/mainstay.v1.Peer/OfferSeed",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("mainstay.v1.Peer", "OfferSeed"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -2379,6 +2433,14 @@ pub mod peer_server {
             &self,
             request: tonic::Request<super::FetchTableRequest>,
         ) -> std::result::Result<tonic::Response<Self::FetchTableStream>, tonic::Status>;
+        /// A replica that is to give its data up asks its primary first whether it would get a seed, and how large.
+        async fn offer_seed(
+            &self,
+            request: tonic::Request<super::OfferSeedRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::OfferSeedResponse>,
+            tonic::Status,
+        >;
     }
     /// What nodes say to each other. Every message names the cluster and the epoch it belongs to.
     #[derive(Debug)]
@@ -2635,6 +2697,49 @@ pub mod peer_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/mainstay.v1.Peer/OfferSeed" => {
+                    #[allow(non_camel_case_types)]
+                    struct OfferSeedSvc<T: Peer>(pub Arc<T>);
+                    impl<T: Peer> tonic::server::UnaryService<super::OfferSeedRequest>
+                    for OfferSeedSvc<T> {
+                        type Response = super::OfferSeedResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::OfferSeedRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Peer>::offer_seed(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = OfferSeedSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

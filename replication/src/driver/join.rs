@@ -5,9 +5,9 @@
 use std::sync::Arc;
 
 use mainstay_engine::store::{Identity, Store};
-use mainstay_engine::{ClusterId, Error, Result};
+use mainstay_engine::{ClusterId, Error, Lsn, Result};
 
-use super::{Driver, RETRY, RoleName, SealReply, SealRequest, blocking};
+use super::{Driver, RETRY, RoleName, SealReply, SealRequest, blocking, seed};
 use crate::rule::NodeId;
 
 impl Driver {
@@ -87,14 +87,14 @@ impl Driver {
                     "this node has no data, but its peers belong to cluster {}; promote one of them and it will be seeded",
                     newest.cluster
                 );
-                self.set_trouble(Some(RoleName::Joining), Some(text));
+                self.waits_for_a_seed(text).await?;
                 return Ok(None);
             };
             return match self.seed_from(primary, newest.cluster).await {
                 Ok(store) => Ok(Some(store)),
                 Err(e) => {
                     let why = if let Error::Stopped(why) = e { why } else { e.to_string() };
-                    self.set_trouble(Some(RoleName::Joining), Some(format!("seeding from node {primary}: {why}")));
+                    self.waits_for_a_seed(format!("seeding from node {primary}: {why}")).await?;
                     Ok(None)
                 }
             };
@@ -103,8 +103,7 @@ impl Driver {
         let empty = rule.set(replies.iter().map(|(n, _)| *n).chain([self.settings.me]));
         let may_create = self.settings.configured_primary == self.settings.me && rule.is_majority(empty);
         if !may_create {
-            let text = "waiting for the primary to create the cluster".to_owned();
-            self.set_trouble(Some(RoleName::Joining), Some(text));
+            self.waits_for_a_seed("waiting for the primary to create the cluster".to_owned()).await?;
             return Ok(None);
         }
         let this = Arc::clone(self);
@@ -115,6 +114,17 @@ impl Driver {
         .await?;
         tracing::info!(cluster = %store.identity().cluster, "created the cluster");
         Ok(Some(store))
+    }
+
+    /// Says why there is no data yet, and how to get back to what was set aside, if that is what is missing: where nothing
+    /// is owed, what was set aside is of before the data that is missing.
+    pub(super) async fn waits_for_a_seed(self: &Arc<Self>, why: String) -> Result<()> {
+        let (this, given_up) = (Arc::clone(self), self.life().owes > Lsn::ZERO);
+        let way = move || if given_up { seed::way_back(&this.env, &this.settings.dir) } else { None };
+        let back = blocking(move || Ok(way())).await?;
+        let text = back.map_or_else(|| why.clone(), |back| format!("{why}; {back}"));
+        self.set_trouble(Some(RoleName::Joining), Some(text));
+        Ok(())
     }
 
     /// Asks every peer who is there; silent ones are left out.

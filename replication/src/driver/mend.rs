@@ -1,7 +1,7 @@
 //! What a node with a damaged disk asks of the others: one table, or to be seeded anew.
 //!
 //! Owns: both ends of a table's transfer, and when a replica may give its data up. Never: a table whose hash does not
-//! match, and never data given up by a primary, or by a replica that nobody could seed.
+//! match, and never data given up by a primary, or by a replica that nobody could seed or that has no room for a seed.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,13 +12,15 @@ use mainstay_engine::table::TableFile;
 use mainstay_engine::{ClusterId, Error, Result};
 use tokio::sync::mpsc;
 
-use super::{Driver, RoleName, TransportError, blocking};
+use super::{Driver, RoleName, SeedOffer, SeedRequest, TransportError, blocking};
 use crate::rule::NodeId;
 
 /// Read and sent at a time, in bytes.
 const PART_BYTES: u64 = 1 << 20;
 /// Silence after which a transfer is given up.
 const PART_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest wait for the primary's word on a seed.
+const OFFER_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Driver {
     /// Fetches a table with the same bytes from whichever peer has it into the new file `to`, synced. The peer it came
@@ -134,11 +136,12 @@ impl Driver {
     }
 
     /// Gives this node's data up, so that its next life is seeded by the primary: [`Driver::run`] ends with
-    /// `Ended::Reseed`. Returns the primary.
+    /// `Ended::Reseed`. Returns the primary. With `accept_fewer` also when without this node too few hold what is committed.
     ///
     /// # Errors
-    /// In words, when this node is no replica that follows a primary which answers.
-    pub async fn reseed(self: &Arc<Self>) -> std::result::Result<NodeId, String> {
+    /// In words, when this node is no replica that follows a primary, when that would give no seed, or when there is no
+    /// room for one. Nothing was changed then.
+    pub async fn reseed(self: &Arc<Self>, accept_fewer: bool) -> std::result::Result<NodeId, String> {
         // No promotion begins meanwhile, nor afterwards.
         let _one = self.promoting.lock().await;
         let view = self.role().borrow().clone();
@@ -151,17 +154,56 @@ impl Driver {
             (role, _) => return Err(format!("this node is {}, not a replica that follows a primary", role.as_str())),
         }
         let primary = view.primary.ok_or("this node knows no primary that could seed it")?;
-        // Word of the primary itself, now: what is set aside must be had from somebody.
-        let answers = self.ask_all().await;
-        let leads = |(node, reply): &(NodeId, super::SealReply)| {
-            *node == primary && reply.primary == Some(primary) && reply.cluster == self.identity().cluster
+        // Word of the primary itself, now: what is set aside must be had from somebody, and there must be room for it.
+        let request = SeedRequest {
+            cluster: self.identity().cluster,
+            node: self.settings.me,
+            incarnation: self.incarnation(),
+            grant: false,
+            accept_fewer,
         };
-        if !answers.iter().any(leads) {
-            return Err(format!("node {primary}, the primary, does not answer; without it nobody can seed this node"));
-        }
+        let offer = self.ask_for_seed(primary, request).await?;
+        self.has_room(offer).await?;
+        // From this answer on nobody else gets one.
+        self.ask_for_seed(primary, SeedRequest { grant: true, ..request }).await?;
         tracing::warn!(primary = primary.0, "this node's data is given up on request; it will be seeded anew");
         self.giving_up.send_replace(true);
         Ok(primary)
+    }
+
+    async fn ask_for_seed(
+        self: &Arc<Self>,
+        primary: NodeId,
+        request: SeedRequest,
+    ) -> std::result::Result<SeedOffer, String> {
+        match tokio::time::timeout(OFFER_TIMEOUT, self.transport.offer_seed(primary, request)).await {
+            Ok(Ok(offer)) => Ok(offer),
+            Ok(Err(e)) => Err(format!("node {primary}, the primary, gives no seed: {}", e.what)),
+            Err(_) => {
+                Err(format!("node {primary}, the primary, does not answer; without it nobody can seed this node"))
+            }
+        }
+    }
+
+    /// Whether a seed has room beside what is set aside, and the store can then go on.
+    async fn has_room(self: &Arc<Self>, offer: SeedOffer) -> std::result::Result<(), String> {
+        let this = Arc::clone(self);
+        // As elsewhere, a file system that does not tell is taken to have room.
+        let free = blocking(move || Ok(this.env.fs.free_bytes(&this.settings.dir).unwrap_or(u64::MAX)));
+        let free = free.await.map_err(|e| e.to_string())?;
+        let (options, mib) = (&self.settings.options, |bytes: u64| bytes.div_ceil(1 << 20));
+        let beside = options.disk_reserve_bytes.saturating_add(options.segment_bytes);
+        if free >= offer.bytes.saturating_add(beside) {
+            return Ok(());
+        }
+        Err(format!(
+            "a seed has {} MiB and {} MiB are kept free, but {} has only {} MiB left, and what is there now is kept: make \
+             room, or stop the node, move its data (all but PROMISE) to another disk yourself, and start it",
+            mib(offer.bytes),
+            mib(beside),
+            self.settings.dir.display(),
+            free >> 20
+        ))
     }
 }
 
@@ -177,4 +219,94 @@ fn send(file: &dyn File, path: &Path, bytes: u64, tx: &mpsc::Sender<Result<Vec<u
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use mainstay_engine::batch::Batch;
+    use mainstay_engine::clock::SimClock;
+    use mainstay_engine::fs::sim::SimFs;
+    use mainstay_engine::store::{Durability, Identity, Store};
+    use mainstay_engine::{CommitTs, Env, Options};
+
+    use super::super::fake::Nobody;
+    use super::super::{Ended, RoleView, Settings, promise_file};
+    use super::*;
+    use crate::rule::{Mode, Rule};
+
+    const MIB: u64 = 1 << 20;
+
+    /// A replica with data, on a disk with so many bytes free, and what its primary answers.
+    fn replica(free: u64, answer: std::result::Result<SeedOffer, String>) -> (Arc<Driver>, Arc<Nobody>) {
+        let (fs, dir) = (SimFs::new(1), Path::new("data"));
+        fs.prepare_dir(dir).unwrap();
+        let (env, _) = Env::sim(Arc::clone(&fs), SimClock::new(CommitTs(1)), 1);
+        let options = Options { segment_bytes: MIB, disk_reserve_bytes: 2 * MIB, ..Options::tiny() };
+        let store = Store::create(env.clone(), dir, &options, Identity::random(&env)).unwrap();
+        let mut batch = Batch::new();
+        batch.put(b"k", b"v").unwrap();
+        store.write(&batch, &[], Durability::Synced).unwrap();
+        let settings = Settings {
+            me: NodeId(3),
+            configured_primary: NodeId(1),
+            rule: Rule::new(Mode::Quorum, [1, 2, 3].map(NodeId).to_vec(), NodeId(1), 1).unwrap(),
+            dir: dir.to_owned(),
+            options,
+            client_addr: String::new(),
+        };
+        let peers = Arc::new(Nobody::default());
+        peers.offers.lock().unwrap().extend([answer.clone(), answer]);
+        let driver = Driver::new(env, settings, Arc::clone(&peers) as Arc<_>).unwrap();
+        driver.store.set(Arc::new(store)).unwrap();
+        driver.role.send_replace(RoleView { role: RoleName::Replica, primary: Some(NodeId(1)), ..RoleView::default() });
+        fs.set_capacity(fs.allocated() + free);
+        (driver, peers)
+    }
+
+    #[tokio::test]
+    async fn data_is_given_up_only_for_a_seed_that_the_primary_offers_and_that_has_room() {
+        let offer = |bytes| Ok(SeedOffer { bytes });
+        // Three MiB are kept free for a segment and the reserve.
+        for (free, answer, says) in [
+            (u64::MAX >> 1, Err("its table 7 is damaged".to_owned()), Some("gives no seed: its table 7 is damaged")),
+            (
+                13 * MIB - 1,
+                offer(10 * MIB),
+                Some("a seed has 10 MiB and 3 MiB are kept free, but data has only 12 MiB"),
+            ),
+            (13 * MIB, offer(10 * MIB), None),
+            (13 * MIB, offer(u64::MAX), Some("make room")),
+        ] {
+            let (node, peers) = replica(free, answer.clone());
+            let got = node.reseed(false).await;
+            assert_eq!(got.is_ok(), says.is_none(), "{answer:?}: {got:?}");
+            assert_eq!(*node.giving_up.borrow(), says.is_none(), "{answer:?}");
+            if let Some(says) = says {
+                let why = got.unwrap_err();
+                assert!(why.contains(says), "{why}");
+            }
+            let asked: Vec<_> = peers.asked.lock().unwrap().iter().map(|r| (r.node, r.grant)).collect();
+            let only_asks = [(NodeId(3), false)];
+            // Granted is what has room: who is refused must not keep others from a seed.
+            let grants = [(NodeId(3), false), (NodeId(3), true)];
+            assert_eq!(asked, if says.is_none() { &grants[..] } else { &only_asks[..] }, "{answer:?}");
+        }
+    }
+
+    /// Older data, moved back by mistake, must not testify that there was nothing newer.
+    #[tokio::test]
+    async fn what_was_given_up_is_owed_by_whatever_takes_its_place() {
+        let (node, _) = replica(u64::MAX >> 1, Ok(SeedOffer::default()));
+        let end = node.end_of_log().0.lsn;
+        assert!(end > mainstay_engine::Lsn::ZERO);
+        node.reseed(false).await.unwrap();
+        let (_stop, told) = tokio::sync::watch::channel(false);
+        assert_eq!(Arc::clone(&node).run(told).await.unwrap(), Ended::Reseed);
+        // The doors are still open: the data that goes must not pay for what comes.
+        assert!(node.speaks().unwrap());
+        let (_, life) = promise_file::read(&node.env, &node.settings.dir).unwrap();
+        assert_eq!(life.owes, end);
+    }
 }

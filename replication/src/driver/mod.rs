@@ -4,8 +4,12 @@
 //! decision about epochs, commits or promotion (the core's), nor a wire format (the transport's).
 
 mod candidate;
+#[cfg(test)]
+mod fake;
+mod grant;
 mod join;
 mod mend;
+mod offer;
 mod promise_file;
 mod reads;
 mod replica;
@@ -29,12 +33,13 @@ pub use candidate::Promoted;
 pub(crate) use promise_file::{decode_promise, promise_seeds};
 pub use seed::set_aside;
 pub use transport::{
-    Ack, CheckpointPart, FromPrimary, Hello, Next, PROTOCOL, Reason, Refusal, SealReply, SealRequest, Transport,
-    TransportError, Welcome,
+    Ack, CheckpointPart, FromPrimary, Hello, Next, PROTOCOL, Reason, Refusal, SealReply, SealRequest, SeedOffer,
+    SeedRequest, Transport, TransportError, Welcome,
 };
 
 use crate::core::{Core, Effect, Event, NotPromoted, Promise, Role};
 use crate::rule::{NodeId, Rule};
+use grant::Seeds;
 use promise_file::Life;
 use reads::Rounds;
 
@@ -155,6 +160,7 @@ pub struct Driver {
     /// What each replica still needs of the log, connected or not, up to the retained bytes.
     slots: Mutex<BTreeMap<NodeId, Arc<Slot>>>,
     rounds: Rounds,
+    seeds: Mutex<Seeds>,
     /// Becomes true when this node's data is to be replaced by a seed.
     giving_up: watch::Sender<bool>,
 }
@@ -185,6 +191,7 @@ impl Driver {
             found,
             slots: Mutex::default(),
             rounds: Rounds::new(),
+            seeds: Mutex::default(),
             giving_up: watch::Sender::new(false),
             settings,
         };
@@ -381,6 +388,13 @@ impl Driver {
             // Waiters of this node learn that no answer will come.
             store.committed().close();
             store.applied().close();
+        }
+        if let Ok(Ended::Reseed) = ended {
+            // Whatever comes in place of this data: its word does not count before it has reached as far. From here on
+            // nothing here pays that.
+            self.giving_up.send_replace(true);
+            let this = Arc::clone(&self);
+            blocking(move || this.owe(this.end_of_log().0.lsn)).await?;
         }
         ended
     }

@@ -20,6 +20,8 @@ use crate::rule::NodeId;
 /// Stands in the data directory from before the first part of a seed until the directory's next life begins: what is
 /// there without an identity came from a seed that was not finished.
 const SEEDING: &str = "SEEDING";
+/// Begins the name of a directory of what was set aside; the time in microseconds follows.
+const REPLACED: &str = "replaced-";
 /// What makes up a store, the identity first: without it the rest is none, whatever happens next.
 const PARTS: [&str; 5] = ["IDENTITY", "EVIDENCE", "log", "tables", "manifest"];
 const PART_BYTES: usize = 1 << 20;
@@ -31,7 +33,7 @@ const PART_TIMEOUT: Duration = Duration::from_secs(30);
 impl Driver {
     pub(super) async fn seed_from(self: &Arc<Self>, primary: NodeId, cluster: ClusterId) -> Result<Store> {
         let failed = |e: TransportError| Error::Stopped(e.to_string());
-        let mut parts = self.transport.fetch_checkpoint(primary, cluster).await.map_err(failed)?;
+        let mut parts = self.transport.fetch_checkpoint(primary, cluster, self.settings.me).await.map_err(failed)?;
         let (tx, mut rx) = mpsc::channel(4);
         let (this, whole) = (Arc::clone(self), Arc::new(AtomicBool::new(false)));
         let all_came = Arc::clone(&whole);
@@ -57,13 +59,14 @@ impl Driver {
         cut.map_or(received, Err)
     }
 
-    /// Sends a checkpoint of this node to a peer.
+    /// Sends a checkpoint of this node to the peer `to`.
     ///
     /// # Errors
     /// A refusal when this node is not the primary or belongs to another cluster.
     pub async fn serve_checkpoint(
         self: &Arc<Self>,
         cluster: ClusterId,
+        to: NodeId,
     ) -> std::result::Result<mpsc::Receiver<Result<CheckpointPart>>, Refusal> {
         let refuse = |reason, text: String| {
             let p = self.promise();
@@ -79,6 +82,7 @@ impl Driver {
         let (tx, rx) = mpsc::channel(4);
         let end = store.log().last().lsn;
         let name = format!("seed-{:016x}", self.env.rng.next_u64());
+        let sending = self.sending(to);
         tokio::spawn(async move {
             // Claimed before the cut, so that the log from the checkpoint on stays for the new node.
             let slot = store.log().slot(&name, store.applied().get());
@@ -90,6 +94,7 @@ impl Driver {
                 let _ = tx.send(Err(e)).await;
             }
             drop(tx);
+            drop(sending);
             let _ = store.env().fs.remove_dir_all(&dir);
             tokio::time::sleep(SEED_GRACE).await;
             drop(slot);
@@ -196,7 +201,7 @@ pub fn set_aside(env: &Env, dir: &Path) -> Result<PathBuf> {
         env.fs.remove_file(&mark).map_err(|e| Error::io("remove", &mark, e))?;
         env.fs.sync_dir(dir).map_err(|e| Error::io("sync", dir, e))?;
     }
-    let aside = dir.join(format!("replaced-{}", env.clock.wall().0));
+    let aside = dir.join(format!("{REPLACED}{}", env.clock.wall().0));
     env.fs.create_dir_all(&aside).map_err(|e| Error::io("create", &aside, e))?;
     for part in PARTS {
         let from = dir.join(part);
@@ -208,6 +213,27 @@ pub fn set_aside(env: &Env, dir: &Path) -> Result<PathBuf> {
         env.fs.sync_dir(dir).map_err(|e| Error::io("sync", dir, e))?;
     }
     Ok(aside)
+}
+
+/// How what was last set aside gets back into its place, in words for the operator of a node that waits for a seed;
+/// nothing when nothing was.
+pub(super) fn way_back(env: &Env, dir: &Path) -> Option<String> {
+    let names = env.fs.list(dir).ok()?;
+    let since = |name: &String| name.strip_prefix(REPLACED)?.parse::<u64>().ok();
+    let mut aside: Vec<_> = names.iter().filter_map(|name| Some((since(name)?, dir.join(name)))).collect();
+    aside.sort_unstable_by(|a, b| b.cmp(a));
+    // After a crash amid the move the newest one has only what was left; the identity went first.
+    let whole = aside.iter().position(|(_, path)| env.fs.exists(&path.join("IDENTITY")).unwrap_or(false))?;
+    let from: Vec<_> = aside.iter().take(whole + 1).map(|(_, path)| path.display().to_string()).collect();
+    // Without the mark nothing here is a seed's: after a crash amid the move it is the rest of the old data.
+    let of_a_seed = env.fs.exists(&dir.join(SEEDING)).ok()?;
+    let remove = if of_a_seed { "remove SEEDING, EVIDENCE, log, tables and manifest from there, " } else { "" };
+    Some(format!(
+        "to go back to the data that was set aside, stop this node, and if its data directory has no IDENTITY by then, \
+         {remove}move what is in {} to {}, IDENTITY last; start it",
+        from.join(" and in "),
+        dir.display()
+    ))
 }
 
 /// Removes what an earlier seed left that was not finished. What came from no seed (a crash amid [`set_aside`] leaves
@@ -294,6 +320,26 @@ mod tests {
         aside
             .filter(|p| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("replaced-")))
             .any(|p| p.join(name).exists())
+    }
+
+    #[test]
+    fn the_way_back_names_all_that_was_set_aside_last() {
+        let (env, scratch) = (Env::real(), tempfile::tempdir().unwrap());
+        let dir = scratch.path();
+        assert_eq!(way_back(&env, dir), None);
+        write(&dir.join("replaced-5/IDENTITY"));
+        // Moved in two goes, and not the newest by name.
+        write(&dir.join("replaced-99/IDENTITY"));
+        write(&dir.join("replaced-100/tables/1.table"));
+        write(&dir.join("log/1.log"));
+        let said = way_back(&env, dir).unwrap();
+        let (first, second) = (dir.join("replaced-100"), dir.join("replaced-99"));
+        assert!(said.contains(&format!("what is in {} and in {} to ", first.display(), second.display())), "{said}");
+        assert!(!said.contains("remove"), "what stands here is old data: {said}");
+        mark(&env, dir).unwrap();
+        let said = way_back(&env, dir).unwrap();
+        assert!(said.contains("remove SEEDING, EVIDENCE, log, tables and manifest"), "{said}");
+        assert!(!said.contains("replaced-5"), "{said}");
     }
 
     #[test]

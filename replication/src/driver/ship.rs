@@ -64,7 +64,7 @@ impl Driver {
                     let go_on = matches!(welcome.next, Next::Stream(_));
                     if tx.send(FromPrimary::Welcome(welcome)).await.is_ok() && go_on {
                         let slot = this.claim(&store, node, from);
-                        this.stream(&store, epoch, node, from, slot, acks, &tx).await;
+                        this.stream(&store, epoch, (node, hello.incarnation), from, slot, acks, &tx).await;
                     }
                 }
                 Err(refusal) => {
@@ -154,17 +154,18 @@ impl Driver {
         self: &Arc<Self>,
         store: &Arc<Store>,
         epoch: Epoch,
-        node: NodeId,
+        (node, incarnation): (NodeId, u64),
         from: Lsn,
         slot: Arc<Slot>,
         acks: mpsc::Receiver<Ack>,
         tx: &mpsc::Sender<FromPrimary>,
     ) {
-        self.note_peer(node, |p| p.connected = true);
+        // What an earlier life had durable may have been replaced since.
+        self.note_peer(node, |p| (p.connected, p.durable) = (true, Lsn::ZERO));
         tracing::info!(node = node.0, from = from.0, "replica connected");
         let answered = watch::Sender::new(0);
         let why = tokio::select! {
-            () = self.take_acks(node, epoch, acks, slot, &answered) => "its stream ended".to_owned(),
+            () = self.take_acks((node, incarnation), epoch, acks, slot, &answered) => "its stream ended".to_owned(),
             sent = self.send_records(store, epoch, from, tx, &answered) => match sent {
                 Ok(()) => "the stream is over".to_owned(),
                 Err(e) => e.to_string(),
@@ -177,7 +178,7 @@ impl Driver {
 
     async fn take_acks(
         &self,
-        node: NodeId,
+        (node, incarnation): (NodeId, u64),
         epoch: Epoch,
         mut acks: mpsc::Receiver<Ack>,
         slot: Arc<Slot>,
@@ -192,6 +193,7 @@ impl Driver {
             answered.send_replace(ack.round);
             if ack.epoch == epoch {
                 slot.advance(ack.durable);
+                self.heard_of_seed(node, incarnation, ack.durable);
             }
             let lag_ms = self.env.clock.wall().0.saturating_sub(ack.sent_at_us) / 1000;
             self.note_peer(node, |p| {

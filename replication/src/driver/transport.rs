@@ -207,6 +207,28 @@ pub enum CheckpointPart {
     Data(Vec<u8>),
 }
 
+/// A replica asks its primary whether it would get a seed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SeedRequest {
+    /// Its cluster.
+    pub cluster: ClusterId,
+    /// Itself.
+    pub node: NodeId,
+    /// Its life that ends with the seed.
+    pub incarnation: u64,
+    /// Whether it gives its data up when this is answered; else it only asks.
+    pub grant: bool,
+    /// Also when without it too few nodes hold what is committed.
+    pub accept_fewer: bool,
+}
+
+/// What a seed would be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SeedOffer {
+    /// Bytes of tables, and of what is not in tables yet.
+    pub bytes: u64,
+}
+
 /// A peer could not be reached or broke off.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("peer {node}: {what}")]
@@ -234,11 +256,15 @@ pub trait Transport: Send + Sync + fmt::Debug + 'static {
     /// Asks `peer` to become primary.
     async fn promote(&self, peer: NodeId) -> Result<(), TransportError>;
 
-    /// Fetches a checkpoint from `peer`.
+    /// Asks `peer` for a seed; an error with its reason if it would give none.
+    async fn offer_seed(&self, peer: NodeId, request: SeedRequest) -> Result<SeedOffer, TransportError>;
+
+    /// Fetches a checkpoint from `peer` for this node, `me`.
     async fn fetch_checkpoint(
         &self,
         peer: NodeId,
         cluster: ClusterId,
+        me: NodeId,
     ) -> Result<mpsc::Receiver<Result<CheckpointPart, TransportError>>, TransportError>;
 
     /// Fetches the table with this id and hash from `peer`, in parts; an error if it has none.

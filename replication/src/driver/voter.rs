@@ -42,16 +42,23 @@ impl Driver {
             // Data that is not open yet cannot be spoken for.
             return Ok(self.found.is_none() && self.never_held_data());
         };
-        if self.life().owes > store.durable().get() {
+        let durable = store.durable().get();
+        if self.life().owes > durable {
             return Ok(false);
         }
-        self.change_life(|life| life.owes = Lsn::ZERO)?;
+        self.change_life(|life| {
+            // Data that is being given up pays nothing any more: what takes its place owes it.
+            if life.owes <= durable && !*self.giving_up.borrow() {
+                life.owes = Lsn::ZERO;
+            }
+        })?;
         Ok(true)
     }
 
-    /// Before a seed's data looks like a store: its word counts from `lsn` on.
+    /// Before other data takes a store's place, and before a seed's looks like one: its word counts from `lsn` on, and not
+    /// before what is owed already, to whomever.
     pub(super) fn owe(&self, lsn: Lsn) -> Result<()> {
-        self.change_life(|life| life.owes = lsn)
+        self.change_life(|life| life.owes = life.owes.max(lsn))
     }
 
     /// Answers a candidate. With epoch zero it only says who is here.
@@ -114,55 +121,12 @@ impl Driver {
 
 #[cfg(test)]
 mod tests {
-    use async_trait::async_trait;
     use mainstay_engine::Env;
-    use tokio::sync::mpsc;
 
-    use super::super::{Ack, CheckpointPart, FromPrimary, Hello, Settings, Transport, TransportError};
+    use super::super::Settings;
+    use super::super::fake::Nobody;
     use super::*;
     use crate::rule::{Mode, NodeId, Rule};
-
-    #[derive(Debug)]
-    struct Nobody;
-
-    type Stream<T> = mpsc::Receiver<std::result::Result<T, TransportError>>;
-
-    fn gone<T>(node: NodeId) -> std::result::Result<T, TransportError> {
-        Err(TransportError { node, what: "nobody is there".into() })
-    }
-
-    #[async_trait]
-    impl Transport for Nobody {
-        async fn replicate(
-            &self,
-            peer: NodeId,
-            _: Hello,
-        ) -> std::result::Result<(mpsc::Sender<Ack>, Stream<FromPrimary>), TransportError> {
-            gone(peer)
-        }
-        async fn seal(&self, peer: NodeId, _: SealRequest) -> std::result::Result<SealReply, TransportError> {
-            gone(peer)
-        }
-        async fn promote(&self, peer: NodeId) -> std::result::Result<(), TransportError> {
-            gone(peer)
-        }
-        async fn fetch_checkpoint(
-            &self,
-            peer: NodeId,
-            _: ClusterId,
-        ) -> std::result::Result<Stream<CheckpointPart>, TransportError> {
-            gone(peer)
-        }
-        async fn fetch_table(
-            &self,
-            peer: NodeId,
-            _: ClusterId,
-            _: u128,
-            _: [u8; 32],
-        ) -> std::result::Result<Stream<Vec<u8>>, TransportError> {
-            gone(peer)
-        }
-    }
 
     fn driver(dir: &std::path::Path) -> Arc<Driver> {
         let rule = Rule::new(Mode::Quorum, [1, 2, 3].map(NodeId).to_vec(), NodeId(1), 1).unwrap();
@@ -174,7 +138,7 @@ mod tests {
             options: mainstay_engine::Options::default(),
             client_addr: String::new(),
         };
-        Driver::new(Env::real(), settings, Arc::new(Nobody)).unwrap()
+        Driver::new(Env::real(), settings, Arc::new(Nobody::default())).unwrap()
     }
 
     fn seal(epoch: u64, candidate: u64, fresh: bool) -> SealRequest {
@@ -228,5 +192,32 @@ mod tests {
         assert!(node.speaks().unwrap());
         let (_, life) = promise_file::read(&node.env, dir.path()).unwrap();
         assert_eq!(life.owes, Lsn::ZERO, "paid, and not asked for again");
+    }
+
+    /// A primary that does not know of its end yet may seed a node that acknowledged more to its successor.
+    #[test]
+    fn a_seed_of_an_older_primary_owes_what_the_data_before_it_held() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = driver(dir.path());
+        node.owe(Lsn(50)).unwrap();
+        node.owe(Lsn(7)).unwrap();
+        let (_, life) = promise_file::read(&node.env, dir.path()).unwrap();
+        assert_eq!(life.owes, Lsn(50));
+    }
+
+    /// What was set aside before the data that is missing now would be taken for that.
+    #[tokio::test]
+    async fn only_data_for_which_something_is_owed_is_named_as_the_way_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let (env, aside) = (Env::real(), dir.path().join("replaced-5"));
+        env.fs.create_dir_all(&aside).unwrap();
+        mainstay_engine::fs::write_atomic(&*env.fs, &aside, "IDENTITY", b"of an earlier life").unwrap();
+        let node = driver(dir.path());
+        let told = || node.role().borrow().trouble.clone().unwrap();
+        node.waits_for_a_seed("nobody is there".to_owned()).await.unwrap();
+        assert_eq!(told(), "nobody is there");
+        node.owe(Lsn(7)).unwrap();
+        node.waits_for_a_seed("nobody is there".to_owned()).await.unwrap();
+        assert!(told().contains("replaced-5"), "{}", told());
     }
 }

@@ -26,12 +26,18 @@ Examples:
 
 For a replica whose disk is damaged, where `mainstay repair` finds no good copy. Nothing acknowledged is lost and the
 others go on; until it is done, this node is no copy of anything. Its old data is kept in `replaced-…` in its data
-directory, so the disk needs room for both; delete that when you are sure. A primary is not seeded: promote another
-node first with `mainstay cluster promote --node`. Exit code 3 when it is not done within --wait; it goes on then.")]
+directory; delete that when you are sure. Nothing is changed when the primary offers no seed, or the disk has no room
+for both; when another replica is being seeded; or when without this node too few hold what is committed, which
+--accept-fewer accepts. A primary is not seeded: promote another node first with `mainstay cluster promote --node`.
+Exit code 3 when it is not done within --wait; it goes on then, and `mainstay status` says how to go back to the old
+data.")]
 pub struct ReseedArgs {
     /// Client address of the replica
     #[arg(long, value_name = "HOST:PORT")]
     node: String,
+    /// Do it although meanwhile writes would wait, or the primary alone would hold what is committed
+    #[arg(long)]
+    accept_fewer: bool,
     /// Do it without being asked
     #[arg(long)]
     yes: bool,
@@ -71,7 +77,7 @@ pub(super) async fn run(global: &Global, args: ReseedArgs) -> anyhow::Result<Exi
         return Ok(Exit::Failed);
     }
     let begun = Instant::now();
-    let accepted = client.reseed(&addr).await?;
+    let accepted = client.reseed(&addr, args.accept_fewer).await?;
     let (done, last) = wait(&client, &addr, accepted.incarnation, lead.commit_lsn, begun + args.wait).await;
     let outcome = Reseeded {
         node: before.node_id,

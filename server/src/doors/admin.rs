@@ -151,10 +151,10 @@ impl Admin for AdminDoor {
         Ok(Response::new(v1::RepairTableResponse { source: done.source, bytes: done.bytes }))
     }
 
-    async fn reseed(&self, _: Request<v1::ReseedRequest>) -> Result<Response<v1::ReseedResponse>, Status> {
+    async fn reseed(&self, request: Request<v1::ReseedRequest>) -> Result<Response<v1::ReseedResponse>, Status> {
         let driver = self.service.driver();
         let refused = |why| status(Failure::new(Code::NotReseeded, Class::NotExecuted, why));
-        let primary = driver.reseed().await.map_err(refused)?;
+        let primary = driver.reseed(request.into_inner().accept_fewer).await.map_err(refused)?;
         Ok(Response::new(v1::ReseedResponse { incarnation: driver.incarnation(), primary_id: primary.0 }))
     }
 }

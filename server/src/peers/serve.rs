@@ -73,10 +73,11 @@ impl Peer for PeerDoor {
         &self,
         request: Request<v1::FetchCheckpointRequest>,
     ) -> Result<Response<Self::FetchCheckpointStream>, Status> {
-        let cluster = wire::cluster(&request.into_inner().cluster_id).map_err(malformed)?;
+        let request = request.into_inner();
+        let cluster = wire::cluster(&request.cluster_id).map_err(malformed)?;
         let parts = self
             .driver
-            .serve_checkpoint(cluster)
+            .serve_checkpoint(cluster, NodeId(request.node_id))
             .await
             .map_err(|refusal| Status::failed_precondition(refusal.to_string()))?;
         let stream =
@@ -95,5 +96,14 @@ impl Peer for PeerDoor {
         let stream = ReceiverStream::new(parts)
             .map(|p| p.map(|data| v1::TableChunk { data: data.into() }).map_err(|e| Status::internal(e.to_string())));
         Ok(Response::new(Box::pin(stream)))
+    }
+
+    async fn offer_seed(
+        &self,
+        request: Request<v1::OfferSeedRequest>,
+    ) -> Result<Response<v1::OfferSeedResponse>, Status> {
+        let request = wire::seed_request(&request.into_inner()).map_err(malformed)?;
+        let offer = self.driver.offer_seed(request).await.map_err(Status::failed_precondition)?;
+        Ok(Response::new(v1::OfferSeedResponse { bytes: offer.bytes }))
     }
 }

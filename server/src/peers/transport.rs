@@ -10,7 +10,7 @@ use mainstay_proto::v1;
 use mainstay_proto::v1::admin_client::AdminClient;
 use mainstay_proto::v1::peer_client::PeerClient;
 use mainstay_replication::driver::{
-    Ack, CheckpointPart, FromPrimary, Hello, SealReply, SealRequest, Transport, TransportError,
+    Ack, CheckpointPart, FromPrimary, Hello, SealReply, SealRequest, SeedOffer, SeedRequest, Transport, TransportError,
 };
 use mainstay_replication::rule::NodeId;
 use tokio::sync::mpsc;
@@ -23,6 +23,8 @@ use crate::doors::MESSAGE_BYTES_MAX;
 
 /// Messages in flight between the wire and the driver.
 const WINDOW: usize = 8;
+/// Longest wait for a primary's word on a seed.
+const OFFER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Channels to all peers.
 #[derive(Debug)]
@@ -138,12 +140,21 @@ impl Transport for GrpcTransport {
         AdminClient::new(self.channel(peer)?).promote(request).await.map(drop).map_err(failed(peer))
     }
 
+    async fn offer_seed(&self, peer: NodeId, request: SeedRequest) -> Result<SeedOffer, TransportError> {
+        let mut request = tonic::Request::new(wire::from_seed_request(&request));
+        request.set_timeout(OFFER_TIMEOUT);
+        let offer = self.client(peer)?.offer_seed(request).await.map_err(failed(peer))?.into_inner();
+        Ok(SeedOffer { bytes: offer.bytes })
+    }
+
     async fn fetch_checkpoint(
         &self,
         peer: NodeId,
         cluster: ClusterId,
+        me: NodeId,
     ) -> Result<mpsc::Receiver<Result<CheckpointPart, TransportError>>, TransportError> {
-        let request = v1::FetchCheckpointRequest { cluster_id: wire::cluster_bytes(cluster).into(), epoch: 0 };
+        let cluster_id = wire::cluster_bytes(cluster).into();
+        let request = v1::FetchCheckpointRequest { cluster_id, epoch: 0, node_id: me.0 };
         let stream = self.client(peer)?.fetch_checkpoint(request).await.map_err(failed(peer))?.into_inner();
         Ok(pump(peer, stream, wire::part))
     }

@@ -6,7 +6,7 @@ use mainstay_engine::{Chain, ClusterId, CommitTs, Epoch, Lsn, Position, Timeline
 use mainstay_proto::v1;
 use mainstay_replication::core::Reigns;
 use mainstay_replication::driver::{
-    Ack, CheckpointPart, FromPrimary, Hello, Next, Reason, Refusal, SealReply, SealRequest, Welcome,
+    Ack, CheckpointPart, FromPrimary, Hello, Next, Reason, Refusal, SealReply, SealRequest, SeedRequest, Welcome,
 };
 use mainstay_replication::rule::NodeId;
 
@@ -239,6 +239,26 @@ pub(super) fn seal_reply(r: v1::SealResponse) -> Result<SealReply, Malformed> {
             Epoch(r.begun_epoch),
             r.may_have_led.iter().map(|l| (NodeId(l.node_id), Epoch(l.epoch))),
         ),
+    })
+}
+
+pub(super) fn from_seed_request(r: &SeedRequest) -> v1::OfferSeedRequest {
+    v1::OfferSeedRequest {
+        cluster_id: cluster_bytes(r.cluster).into(),
+        node_id: r.node.0,
+        incarnation: r.incarnation,
+        grant: r.grant,
+        accept_fewer: r.accept_fewer,
+    }
+}
+
+pub(super) fn seed_request(r: &v1::OfferSeedRequest) -> Result<SeedRequest, Malformed> {
+    Ok(SeedRequest {
+        cluster: cluster(&r.cluster_id)?,
+        node: node(r.node_id).ok_or(Malformed("node id 0"))?,
+        incarnation: r.incarnation,
+        grant: r.grant,
+        accept_fewer: r.accept_fewer,
     })
 }
 
