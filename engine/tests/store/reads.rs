@@ -5,12 +5,13 @@
 
 use std::vec::IntoIter;
 
-use mainstay_engine::batch::Keyspace;
+use mainstay_engine::batch::{Batch, Keyspace};
+use mainstay_engine::store::Durability;
 use mainstay_engine::tree::{Scan, View};
 use mainstay_engine::value::Value;
 use mainstay_engine::{CommitTs, Error, Lsn, Result};
 
-use crate::world::{State, World, key};
+use crate::world::{Act, State, World, key};
 
 /// A read of a trace.
 #[derive(Clone, Debug)]
@@ -93,13 +94,8 @@ impl World {
                 let bound = |k: u8| if k.is_multiple_of(5) { Vec::new() } else { key(k) };
                 self.range(&bound(*from), &bound(*to), *reverse)
             }
-            Read::Prefix { of, reverse } => {
-                // The last digit is left to vary: its successor is the end.
-                let start = key(*of)[..6].to_vec();
-                let mut end = start.clone();
-                *end.last_mut().unwrap() += 1;
-                self.range(&start, &end, *reverse)
-            }
+            // Of every length: of "key-012" alone, of nearly all keys, of all.
+            Read::Prefix { of, reverse } => self.prefix(&key(*of)[..usize::from(*of) / 24 % 8], *reverse),
             Read::AtLsn(n) => self.at_lsn(*n),
             Read::AtTime(n) => self.at_time(*n),
             Read::HoldScan { reverse, taken } => self.hold_scan(*reverse, usize::from(*taken)),
@@ -145,6 +141,14 @@ impl World {
         let expected = triples(state.iter().filter(|(k, _)| inside(k)), reverse);
         let found = take(&mut view.scan(Keyspace::USER, start, end, reverse), usize::MAX)?;
         assert_eq!(found, expected, "from {start:?} to {end:?}, reverse: {reverse}");
+        Ok(())
+    }
+
+    fn prefix(&self, prefix: &[u8], reverse: bool) -> Result<()> {
+        let (view, state) = self.now();
+        let expected = triples(state.iter().filter(|(k, _)| k.starts_with(prefix)), reverse);
+        let found = take(&mut view.scan_prefix(Keyspace::USER, prefix, reverse), usize::MAX)?;
+        assert_eq!(found, expected, "what starts with {prefix:?}, reverse: {reverse}");
         Ok(())
     }
 
@@ -239,5 +243,44 @@ impl World {
         assert_eq!(read(&view)?, then, "a view changed under its reader");
         self.count("checked a held view");
         Ok(())
+    }
+}
+
+/// In a memtable, in tables, and with keys on both sides of every bound there is.
+#[test]
+fn a_prefix_has_all_keys_that_start_with_it_and_no_others() {
+    let mut world = World::new(6);
+    let (a, f) = (b'a', 0xff);
+    let parts: [&[u8]; 12] =
+        [&[], &[0], &[a], &[a, 0], &[a, f], &[a, f, 0], &[a, f, f], b"b", &[0xfe, f], &[f], &[f, 0], &[f, f]];
+    let spaces = [0, 1, 2, 0xfe, 0xff].map(Keyspace);
+    for settled in [false, true] {
+        let mut batch = Batch::new();
+        for space in spaces {
+            parts.iter().for_each(|k| drop(batch.put_with(space, k, &Value::plain(&[space.0])).unwrap()));
+        }
+        world.store().write(&batch, &[], Durability::Synced).unwrap();
+        if settled {
+            world.store().tree().flush_all().unwrap();
+            world.act(&Act::Maintain).unwrap();
+        }
+        let view = world.store().view();
+        for (space, prefix) in spaces.iter().flat_map(|s| parts.iter().map(move |p| (*s, *p))) {
+            for reverse in [false, true] {
+                let mut expected: Vec<Vec<u8>> =
+                    parts.iter().filter(|k| k.starts_with(prefix)).map(|k| k.to_vec()).collect();
+                if reverse {
+                    expected.reverse();
+                }
+                let found = view.scan_prefix(space, prefix, reverse).map(|e| e.unwrap());
+                let found: Vec<Vec<u8>> = found
+                    .map(|e| {
+                        assert_eq!(Value::decode(&e.envelope).unwrap().data, [space.0], "of another keyspace");
+                        e.key
+                    })
+                    .collect();
+                assert_eq!(found, expected, "{space:?}, {prefix:02x?}, reverse: {reverse}, in tables: {settled}");
+            }
+        }
     }
 }
