@@ -3,18 +3,20 @@
 
 use std::path::Path;
 
+use mainstay_engine::batch::Keyspace;
 use mainstay_engine::bulk::Place;
 use mainstay_engine::fs::sim::FaultKind;
 use mainstay_engine::rng::{Rng, SeededRng};
 use mainstay_engine::store::{Durability, Identity, Store};
 use mainstay_engine::{ClusterId, Error, Options, TimelineId};
 
-use crate::world::{Act, DIR, World};
+use crate::world::{Act, DIR, SPACES, World};
 
 fn trace(seed: u64) -> Vec<Act> {
     let rng = SeededRng::new(seed);
     let byte = || rng.next_u64() as u8;
     let word = || rng.next_u64() as u16;
+    let space = |i: usize| if i.is_multiple_of(6) { SPACES[i / 6 % SPACES.len()] } else { Keyspace::USER };
     (0..170)
         .map(|i| match (i % 25, rng.below(10)) {
             (24, _) => Act::Maintain,
@@ -31,9 +33,9 @@ fn trace(seed: u64) -> Vec<Act> {
             (_, 0) => Act::Sync,
             (_, 1) => Act::Commit,
             (_, 2) => Act::Apply,
-            (_, 3) => Act::Delete(byte()),
-            (_, 4) if i % 4 == 0 => Act::DeleteRange(byte(), byte()),
-            _ => Act::Put((0..1 + rng.below(6)).map(|_| (byte(), word())).collect()),
+            (_, 3) => Act::Delete(space(i), byte()),
+            (_, 4) if i % 4 == 0 => Act::DeleteRange(space(i), byte(), byte()),
+            _ => Act::Put(space(i), (0..1 + rng.below(6)).map(|_| (byte(), word())).collect()),
         })
         .collect()
 }
@@ -95,7 +97,7 @@ fn every_io(kind: FaultKind, then: Then) {
             }
             world.recover_from(&what);
             // And it goes on working.
-            assert!(run(&mut world, &[Act::Put(vec![(1, 1)]), Act::Sync, Act::Commit, Act::Apply]));
+            assert!(run(&mut world, &[Act::Put(Keyspace::USER, vec![(1, 1)]), Act::Sync, Act::Commit, Act::Apply]));
             world.check_visible();
         }));
         if let Err(e) = outcome {

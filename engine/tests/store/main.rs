@@ -16,6 +16,7 @@ mod faults;
 mod full_disk;
 mod ingest;
 mod ingest_faults;
+mod keyspaces;
 mod log_life;
 mod manifest_end;
 mod model;
