@@ -29,4 +29,5 @@ mod stall;
 mod submit;
 mod sweep;
 mod table_memory;
+mod tails;
 mod world;

@@ -3,15 +3,16 @@
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
-use mainstay_engine::Lsn;
 use mainstay_engine::batch::Keyspace;
 use mainstay_engine::bulk::Place;
 use mainstay_engine::store::Durability;
+use mainstay_engine::{Lsn, Options};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use proptest_state_machine::{ReferenceStateMachine, StateMachineTest};
 
 use crate::reads::Read;
+use crate::tails::Upto;
 use crate::world::{Act, If, SPACES, Want, World};
 
 #[derive(Clone, Debug)]
@@ -60,6 +61,10 @@ fn reading() -> impl Strategy<Value = Read> {
     ]
 }
 
+fn upto() -> impl Strategy<Value = Upto> {
+    prop_oneof![1 => Just(Upto::Committed), 1 => Just(Upto::Durable), 2 => Just(Upto::Appended)]
+}
+
 pub(crate) fn act() -> impl Strategy<Value = Act> {
     prop_oneof![
         6 => (space(), pairs()).prop_map(|(s, p)| Act::Put(s, p)),
@@ -80,6 +85,10 @@ pub(crate) fn act() -> impl Strategy<Value = Act> {
         // A history window is a thousand of them.
         3 => (0u16..900).prop_map(Act::Pass),
         8 => reading().prop_map(Act::Read),
+        3 => any::<u16>().prop_map(Act::Slot),
+        3 => (any::<u8>(), 0u8..4).prop_map(|(n, short)| Act::Advance(n, short)),
+        12 => (any::<u8>(), upto(), 1usize..4_000).prop_map(|(n, upto, bytes)| Act::Tail(n, upto, bytes)),
+        3 => proptest::option::weighted(0.8, 1u8..40).prop_map(Act::Scrub),
     ]
 }
 
@@ -119,7 +128,10 @@ impl StateMachineTest for OnDisk {
     type Reference = Reference;
 
     fn init_test(seed: &u64) -> World {
-        let world = World::new(*seed);
+        // Manifests are written anew, and slots are lost, now and then.
+        let (segment_bytes, retained_log_bytes, manifest_bytes) = (8 << 10, 10 << 10, 1 << 10);
+        let options = Options { segment_bytes, retained_log_bytes, manifest_bytes, ..Options::tiny() };
+        let world = World::with_options(*seed, options);
         // Reads give less than was asked for, or are interrupted, in some traces.
         world.fs.set_short_reads(seed % 2 == 1);
         world.fs.set_interruptions(seed % 3 == 1);
@@ -160,6 +172,7 @@ impl StateMachineTest for OnDisk {
         assert!(store.tree().flushed().lsn <= store.applied().get().min(store.durable().get()));
         assert_eq!(store.log().last().lsn, Lsn(world.records.len() as u64));
         assert!(store.durable().get() >= Lsn(world.durable as u64));
+        world.check_slots();
         assert!(world.fatal.messages().is_empty());
     }
 
@@ -174,7 +187,7 @@ impl StateMachineTest for OnDisk {
 }
 
 /// All that the traces must have come to, whatever the dice say.
-const REACHED: [&str; 55] = [
+const REACHED: [&str; 66] = [
     "put",
     "put elsewhere",
     "delete",
@@ -212,6 +225,17 @@ const REACHED: [&str; 55] = [
     "finish scan",
     "hold view",
     "check view",
+    "slot",
+    "advance",
+    "tail",
+    "scrub",
+    "advanced a slot",
+    "a reader went on",
+    "a reader came to the end",
+    "a reader at the end",
+    "a reader was cut",
+    "a slot was lost",
+    "the end of a scrub",
     "exists: held",
     "exists: refused",
     "absent: held",

@@ -17,6 +17,7 @@ use mainstay_engine::value::Value;
 use mainstay_engine::{ClusterId, CommitTs, Env, Error, Lsn, Options, Result, TimelineId};
 
 use crate::reads::{Held, Read, read_spaces};
+use crate::tails::{Tail, Upto};
 
 pub(crate) const DIR: &str = "/data";
 /// Where tables to be ingested are written.
@@ -73,6 +74,14 @@ pub(crate) enum Act {
     /// So many microseconds pass.
     Pass(u16),
     Read(Read),
+    /// Holds the log from one of its records on, with a reader there.
+    Slot(u16),
+    /// One of the slots goes up to so many records below what its reader has.
+    Advance(u8, u8),
+    /// One of the readers goes on, by so many bytes.
+    Tail(u8, Upto, usize),
+    /// So many steps of the scrub, or all that are left of a pass.
+    Scrub(Option<u8>),
 }
 
 impl Act {
@@ -115,6 +124,10 @@ impl Act {
             Act::Read(Read::FinishScan) => "finish scan",
             Act::Read(Read::HoldView) => "hold view",
             Act::Read(Read::CheckView) => "check view",
+            Act::Slot(_) => "slot",
+            Act::Advance(..) => "advance",
+            Act::Tail(..) => "tail",
+            Act::Scrub(_) => "scrub",
         }
     }
 }
@@ -138,6 +151,7 @@ pub(crate) struct World {
     /// The highest commit timestamp ever given.
     pub(crate) newest_ts: CommitTs,
     pub(crate) held: Held,
+    pub(crate) tails: Vec<Tail>,
     /// What was done, and what came of it.
     pub(crate) counts: BTreeMap<&'static str, u64>,
 }
@@ -187,6 +201,7 @@ impl World {
             checkpoints: 0,
             newest_ts: CommitTs(0),
             held: Held::default(),
+            tails: Vec::new(),
             counts: BTreeMap::new(),
         }
     }
@@ -391,6 +406,10 @@ impl World {
             Act::Step => drop(self.store().maintain_step()?),
             Act::Pass(us) => self.clock.advance(Duration::from_micros(u64::from(*us))),
             Act::Read(read) => self.read(read)?,
+            Act::Slot(n) => self.slot(*n)?,
+            Act::Advance(n, short) => self.advance(*n, *short),
+            Act::Tail(n, upto, bytes) => self.tail(*n, *upto, *bytes)?,
+            Act::Scrub(steps) => self.scrub(*steps),
         }
         Ok(())
     }
@@ -403,11 +422,13 @@ impl World {
                 self.records.truncate(keep);
                 self.durable = self.durable.min(keep);
                 self.written = self.written.min(keep);
+                self.tails.iter_mut().for_each(|t| t.note_cut(keep));
                 Ok(())
             }
             Err(Error::BelowCommit { .. }) if keep < self.committed => Ok(()),
             Err(e) => {
                 // Cut or not cut, either is legal from here on.
+                self.tails.clear();
                 self.durable = self.durable.min(keep);
                 self.written = self.written.min(keep);
                 Err(e)
@@ -482,6 +503,7 @@ impl World {
 
     /// As [`World::reopen`], when at least so many records must have survived.
     pub(crate) fn reopen_with(&mut self, kept: usize) {
+        self.tails.clear();
         (self.store, self.held) = (None, Held::default());
         let store = match Store::open_embedded(self.env.clone(), Path::new(DIR), &self.options) {
             Ok(store) => store,
