@@ -196,9 +196,17 @@ impl Batch {
     /// # Errors
     /// A limit, named; the batch is unchanged then.
     pub fn delete(&mut self, key: &[u8]) -> Result<&mut Self, LimitError> {
+        self.delete_in(Keyspace::USER, key)
+    }
+
+    /// Adds a delete in any keyspace.
+    ///
+    /// # Errors
+    /// A limit, named; the batch is unchanged then.
+    pub fn delete_in(&mut self, keyspace: Keyspace, key: &[u8]) -> Result<&mut Self, LimitError> {
         Self::check_key(key)?;
         self.check_room(key.len())?;
-        self.ops.extend_from_slice(&[TAG_DELETE, Keyspace::USER.0]);
+        self.ops.extend_from_slice(&[TAG_DELETE, keyspace.0]);
         put_slice(&mut self.ops, key);
         self.count += 1;
         Ok(self)
@@ -209,13 +217,21 @@ impl Batch {
     /// # Errors
     /// A limit, named, or an empty range; the batch is unchanged then.
     pub fn delete_range(&mut self, start: &[u8], end: &[u8]) -> Result<&mut Self, LimitError> {
+        self.delete_range_in(Keyspace::USER, start, end)
+    }
+
+    /// Adds a delete of all keys of a keyspace in `start..end` (empty `end`: to its end). No other keyspace is touched.
+    ///
+    /// # Errors
+    /// A limit, named, or an empty range; the batch is unchanged then.
+    pub fn delete_range_in(&mut self, keyspace: Keyspace, start: &[u8], end: &[u8]) -> Result<&mut Self, LimitError> {
         Self::check_key(start)?;
         Self::check_key(end)?;
         if !end.is_empty() && end <= start {
             return Err(LimitError::EmptyRange);
         }
         self.check_room(start.len() + end.len())?;
-        self.ops.extend_from_slice(&[TAG_DELETE_RANGE, Keyspace::USER.0]);
+        self.ops.extend_from_slice(&[TAG_DELETE_RANGE, keyspace.0]);
         put_slice(&mut self.ops, start);
         put_slice(&mut self.ops, end);
         self.count += 1;
@@ -339,12 +355,21 @@ mod tests {
         assert_eq!(b.len(), 1);
     }
 
+    fn bytes(most: usize) -> impl Strategy<Value = Vec<u8>> {
+        proptest::collection::vec(any::<u8>(), 0..most)
+    }
+
     proptest! {
         #[test]
-        fn decode_accepts_what_encode_wrote(ops in proptest::collection::vec((0u8..3, proptest::collection::vec(any::<u8>(), 0..20), proptest::collection::vec(any::<u8>(), 0..40)), 0..20)) {
+        fn decode_accepts_what_encode_wrote(ops in proptest::collection::vec((0u8..3, any::<u8>(), bytes(20), bytes(40)), 0..20)) {
             let mut b = Batch::new();
-            for (kind, k, v) in &ops {
-                let _ = match kind { 0 => b.put(k, v), 1 => b.delete(k), _ => b.delete_range(k, v) };
+            for (kind, space, k, v) in &ops {
+                let space = Keyspace(*space);
+                let _ = match kind {
+                    0 => b.put_with(space, k, &Value::plain(v)),
+                    1 => b.delete_in(space, k),
+                    _ => b.delete_range_in(space, k, v),
+                };
             }
             let mut out = Vec::new();
             b.encode(&mut out);

@@ -60,6 +60,9 @@ pub struct Options {
     /// While the deepest level has at most so many bytes, level 0 is merged right into it; a larger one gets levels
     /// above it, each a tenth of the next.
     pub level_base_bytes: u64,
+    /// The manifest is written anew, as one whole state, when it is longer than this, in bytes, and than four times what
+    /// it began with.
+    pub manifest_bytes: u64,
     /// Threads that merge at once: a large merge is cut by key into as many parts. More than one work at a merge only
     /// where [`Options::compaction_bytes_per_second`] does not bound it.
     pub merge_threads: usize,
@@ -92,6 +95,7 @@ const TAIL_PART: u64 = 24;
 const WORK_PART: u64 = 8;
 /// Of the memory limit, this part is the least of the block cache.
 const CACHE_PART: u64 = 8;
+const MANIFEST_BYTES: u64 = 64 << 10;
 const MEMORY_LIMIT: u64 = 256 << 20;
 /// A pass of the scrub begins once a day.
 const SCRUB_INTERVAL: std::time::Duration = std::time::Duration::from_secs(86_400);
@@ -123,6 +127,7 @@ impl Options {
             table_bytes: 32 << 20,
             level0_tables: LEVEL0_TABLES,
             level_base_bytes: Self::level_base_of(part(MEMTABLE_PART, 64 << 10, 128 << 20) as u64),
+            manifest_bytes: MANIFEST_BYTES,
             merge_threads: std::thread::available_parallelism().map_or(1, |n| n.get().min(MERGE_THREADS_MOST)),
             compaction_bytes_per_second: 0,
             scrub_bytes_per_second: 0,
@@ -179,6 +184,7 @@ impl Options {
             table_bytes: 4 << 10,
             level0_tables: 2,
             level_base_bytes: 12 << 10,
+            manifest_bytes: MANIFEST_BYTES,
             merge_threads: 2,
             compaction_bytes_per_second: 0,
             scrub_bytes_per_second: 0,

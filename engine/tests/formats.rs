@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use mainstay_engine::batch::{Batch, Keyspace};
 use mainstay_engine::bulk::{Place, TableWriter};
 use mainstay_engine::exec::Progress;
+use mainstay_engine::inspect;
 use mainstay_engine::store::{Durability, Identity, Store};
 use mainstay_engine::table::verify_table;
 use mainstay_engine::value::Value;
@@ -26,6 +27,9 @@ struct Versions {
     segment: u32,
     manifest: u32,
     table: u32,
+    evidence: u8,
+    /// Of the records in cut tails; `None` without one.
+    cut_tail: Option<u8>,
 }
 
 /// What is expected of a fixture.
@@ -35,13 +39,22 @@ enum Then {
     Refused(&'static str, u32),
 }
 
-const FIXTURES: [(&str, Versions, Then); 5] = [
-    ("tables-1", Versions { identity: 1, segment: 1, manifest: 1, table: 1 }, Then::Refused("manifest", 1)),
-    ("tables-2", Versions { identity: 1, segment: 1, manifest: 1, table: 2 }, Then::Refused("manifest", 1)),
-    ("tables-3", Versions { identity: 1, segment: 1, manifest: 2, table: 3 }, Then::Refused("manifest", 2)),
-    ("tables-4", Versions { identity: 1, segment: 1, manifest: 3, table: 4 }, Then::Opens),
-    (INGESTED, Versions { identity: 2, segment: 1, manifest: 4, table: 4 }, Then::Opens),
+const FIXTURES: [(&str, Versions, Then); 6] = [
+    ("tables-1", versions_of([1, 1, 1, 1], None), Then::Refused("manifest", 1)),
+    ("tables-2", versions_of([1, 1, 1, 2], None), Then::Refused("manifest", 1)),
+    ("tables-3", versions_of([1, 1, 2, 3], None), Then::Refused("manifest", 2)),
+    ("tables-4", versions_of([1, 1, 3, 4], None), Then::Opens),
+    (CUT, versions_of([1, 1, 3, 4], Some(1)), Then::Opens),
+    (INGESTED, versions_of([2, 1, 4, 4], None), Then::Opens),
 ];
+
+/// Of identity, segments, manifest and tables. The evidence has had one format only.
+const fn versions_of([identity, segment, manifest, table]: [u32; 4], cut_tail: Option<u8>) -> Versions {
+    Versions { identity, segment, manifest, table, evidence: 1, cut_tail }
+}
+
+/// The one from whose log a tail was cut.
+const CUT: &str = "tables-4-cut";
 
 /// The one that has ingested: a table that the manifest names, and one that only the log does.
 const INGESTED: &str = "tables-4-ingested";
@@ -102,6 +115,20 @@ fn fill_ingesting(dir: &Path) {
     assert_eq!(store.tree().stats().arriving_tables, 1);
 }
 
+/// The same, and two records behind the last that were cut.
+fn fill_cutting(dir: &Path) {
+    fill(dir);
+    let store = Store::open_embedded(Env::real(), dir, &Options::tiny()).unwrap();
+    let committed = store.committed().get();
+    for n in 0..2 {
+        let mut batch = Batch::new();
+        batch.put(format!("cut-{n}").as_bytes(), b"never committed").unwrap();
+        store.append(Epoch(4), &batch, &[]).unwrap();
+    }
+    store.truncate_above(committed).unwrap();
+    store.close().unwrap();
+}
+
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
 }
@@ -141,12 +168,19 @@ fn versions(dir: &Path) -> Versions {
         assert_eq!(found.len(), 1, "one version of {extension} files in {}: {found:?}", dir.display());
         found[0]
     };
-    let identity = &files[&dir.join("IDENTITY")];
+    let (identity, evidence) = (&files[&dir.join("IDENTITY")], &files[&dir.join("EVIDENCE")]);
+    assert!(evidence.starts_with(b"msevid\0"), "{evidence:02x?}");
+    let mut cut: Vec<u8> =
+        files.iter().filter(|(p, _)| p.extension().is_some_and(|e| e == "records")).map(|(_, b)| b[28]).collect();
+    cut.dedup();
+    assert!(cut.len() < 2, "versions of cut records in {}: {cut:?}", dir.display());
     Versions {
         identity: u32::from_le_bytes(*identity[8..].first_chunk().unwrap()),
         segment: version("log", &|_| 8),
         manifest: version("manifest", &|_| 8),
         table: version("table", &|bytes| bytes.len() - 12),
+        evidence: evidence[7],
+        cut_tail: cut.first().copied(),
     }
 }
 
@@ -164,6 +198,13 @@ fn every_data_directory_of_an_earlier_program_opens_or_is_refused_by_name() {
         let dir = scratch.path().join("data");
         copy(&fixture, &dir);
         let before = contents(&dir);
+        // Both are read whether the directory opens or not.
+        let fs = Env::real().fs;
+        assert_eq!(inspect::state_files(&fs, &dir).unwrap().evidence, Some((Lsn(44), Lsn(44))), "{name}");
+        let tails = inspect::cut_tails(&*fs, &dir).unwrap();
+        let checked: Vec<_> = tails.iter().map(|t| (t.epoch, t.from, t.to, t.check(&*fs).unwrap())).collect();
+        let cut = [(Epoch(4), Lsn(45), Lsn(46), (2, None))];
+        assert_eq!(checked, if written.cut_tail.is_some() { &cut[..] } else { &[] }, "{name}");
         let opened = Store::open_embedded(Env::real(), &dir, &Options::tiny());
         match (then, opened) {
             (Then::Opens, Ok(store)) => {
@@ -198,6 +239,7 @@ fn every_data_directory_of_an_earlier_program_opens_or_is_refused_by_name() {
 #[test]
 fn what_is_written_today_is_among_the_fixtures() {
     check_todays(fill, |v| format!("tables-{}", v.table));
+    check_todays(fill_cutting, |v| format!("tables-{}-cut", v.table));
     check_todays(fill_ingesting, |v| format!("tables-{}-ingested", v.table));
 }
 

@@ -180,6 +180,121 @@ fn log_table_and_manifest_are_printed_beside_an_open_store_and_nothing_changes()
     assert_eq!(home.store.committed().get().0, 41);
 }
 
+/// The JSON of every edit, in order, adds up to the state that is printed without `--edits`.
+#[test]
+fn the_edits_of_a_manifest_are_whole_in_json() {
+    let home = home();
+    home.store.tree().flush_all().unwrap();
+    home.store.tree().compact_all().unwrap();
+    let data = home.data();
+    let (edits, state) = (json(&["manifest", data, "--edits"]), &json(&["manifest", data])[0]);
+    let (mut tables, mut at) = (Vec::new(), 24);
+    let (mut flushed, mut removed) = (Vec::new(), 0);
+    for edit in &edits {
+        assert_eq!(edit["offset"], at, "{edit}");
+        at += edit["bytes"].as_u64().unwrap();
+        for id in edit["removed"].as_array().unwrap() {
+            let here = tables.iter().position(|t: &Value| t["id"] == *id);
+            tables.remove(here.unwrap_or_else(|| panic!("{id} is not there: {edit}")));
+            removed += 1;
+        }
+        for table in edit["added"].as_array().unwrap() {
+            assert!(table["bytes"].as_u64() > Some(0) && table["entries"].is_u64() && table["ingested_lsn"].is_null());
+            assert_eq!(table["blake3"].as_str().map(str::len), Some(64), "{table}");
+            tables.push(table.clone());
+        }
+        flushed.extend(edit["flushed"]["lsn"].as_u64());
+        assert!(edit["epochs"].is_array() && edit["timeline"].is_null(), "{edit}");
+    }
+    assert_eq!((edits.len() as u64, at), (state["edits"].as_u64().unwrap(), state["bytes"].as_u64().unwrap()));
+    assert_eq!((&Value::from(tables), &flushed[..]), (&state["tables"], &[0, 40, 41][..]), "{edits:?}");
+    assert!(removed > 0, "no merge: {edits:?}");
+    assert_eq!(edits.last().unwrap()["flushed"], Value::Null);
+}
+
+/// Every block in JSON, without a gap, and together what the properties count.
+#[test]
+fn the_blocks_of_a_table_are_whole_in_json() {
+    let home = home();
+    let mut batch = Batch::new();
+    for n in 0..400 {
+        batch.put(format!("v/{n:03}").as_bytes(), format!("{n}").repeat(20).as_bytes()).unwrap();
+    }
+    home.store.write(&batch, &[], Durability::Synced).unwrap();
+    home.store.tree().flush_all().unwrap();
+    home.store.tree().compact_all().unwrap();
+    let listed = &json(&["table", home.data()])[0]["tables"];
+    let present = listed.as_array().unwrap().iter().find(|t| t["max_key"] == "user:v/399").unwrap();
+    let table = home.data.join("tables").join(format!("{}.table", present["id"].as_str().unwrap()));
+    let table = table.to_str().unwrap();
+    let (blocks, all) = (json(&["table", table, "--blocks"]), &json(&["table", table])[0]);
+    assert!(blocks.len() > 3, "{blocks:?}");
+    let (mut at, mut raw, mut entries, mut up_to) = (0, 0, 0, String::new());
+    for (n, block) in blocks.iter().enumerate() {
+        assert_eq!((&block["number"], &block["offset"]), (&n.into(), &at.into()));
+        let count = |field: &str| block[field].as_u64().unwrap();
+        (at, raw, entries) = (at + count("bytes"), raw + count("raw_bytes"), entries + count("entries"));
+        assert!(block["codec"] == "lz4" || block["codec"] == "raw", "{block}");
+        let separator = block["separator"].as_str().unwrap();
+        assert!(separator.starts_with("user:") && separator > up_to.as_str(), "{separator} after {up_to}");
+        up_to = separator.to_owned();
+    }
+    assert_eq!((&all["sections"][0]["name"], &all["sections"][0]["bytes"]), (&"data".into(), &at.into()));
+    assert_eq!((&all["entries"], &all["data_blocks"]), (&entries.into(), &blocks.len().into()));
+    assert_eq!(all["raw_bytes"], raw);
+    // A damaged one is said on the side, and the others are printed all the same.
+    flip(Path::new(table), blocks[1]["offset"].as_u64().unwrap() + 20);
+    let o = inspect(&["table", table, "--blocks", "-o", "json"]);
+    assert_eq!((o.status.code(), String::from_utf8(o.stdout).unwrap().lines().count()), (Some(1), blocks.len() - 1));
+    assert!(String::from_utf8_lossy(&o.stderr).contains("1 blocks are damaged"));
+}
+
+#[test]
+fn entries_of_one_keyspace_are_listed_alone() {
+    let home = home();
+    let mut batch = Batch::new();
+    for (space, key) in [(0, "own"), (0, "user/00"), (1, "user/00"), (9, "other")] {
+        batch.put_with(Keyspace(space), key.as_bytes(), &Plain::plain(b"of each")).unwrap();
+    }
+    batch.delete_in(Keyspace::SYSTEM, b"gone").unwrap();
+    batch.delete_range_in(Keyspace::SYSTEM, b"a", b"b").unwrap();
+    let lsn = home.store.write(&batch, &[], Durability::Synced).unwrap().position.lsn.0;
+    says(
+        &["log", home.data(), "--from", "42"],
+        0,
+        &["put  9  other", "delete  system  gone", "delete range  system  a to b"],
+    );
+    home.store.tree().flush_all().unwrap();
+    let listed = &json(&["table", home.data()])[0]["tables"];
+    let of_all = listed.as_array().unwrap().iter().find(|t| t["max_lsn"] == lsn).unwrap();
+    assert_eq!((&of_all["min_key"], &of_all["max_key"]), (&"system:own".into(), &"9:other".into()));
+    let table = home.data.join("tables").join(format!("{}.table", of_all["id"].as_str().unwrap()));
+    let table = table.to_str().unwrap();
+    says(&["table", table], 0, &["range delete: system:a to system:b below LSN"]);
+    let entries = |more: &[&str]| -> Vec<(String, String)> {
+        let o = inspect(&[&["table", table, "--entries", "-o", "json"], more].concat());
+        assert_eq!(o.status.code(), Some(0), "{more:?}: {}", text(&o));
+        let lines = String::from_utf8(o.stdout).unwrap();
+        let lines = lines.lines().map(|l| serde_json::from_str::<Value>(l).unwrap());
+        lines.map(|l| (l["keyspace"].as_str().unwrap().to_owned(), l["key"].as_str().unwrap().to_owned())).collect()
+    };
+    let line = |space: &str, key: &str| (space.to_owned(), key.to_owned());
+    // The delete hid nothing, so the flush left it out.
+    let system = [line("system", "own"), line("system", "user/00")];
+    let users = [line("user", "late"), line("user", "user/00")];
+    let other = [line("9", "other")];
+    assert_eq!(entries(&[]), [&system[..], &users, &other].concat());
+    assert_eq!(entries(&["--keyspace", "0"]), system);
+    assert_eq!(entries(&["--keyspace", "1"]), users);
+    assert_eq!(entries(&["--keyspace", "9"]), other);
+    assert_eq!(entries(&["--keyspace", "7"]), []);
+    assert_eq!(entries(&["--keyspace", "0", "--start", "own", "--end", "user"]), system[..1]);
+    assert_eq!(entries(&["--start", "m"]), users[1..], "with a bound and no keyspace: the users'");
+    says(&["table", table, "--entries", "--keyspace", "0"], 0, &["system\town\t42\tput\tof each"]);
+    says(&["table", table, "--keyspace", "0"], 2, &["--entries"]);
+    says(&["table", table, "--entries", "--keyspace", "256"], 2, &["--keyspace"]);
+}
+
 #[test]
 fn damage_is_named_with_file_and_place_and_ends_with_a_negative_verdict() {
     let home = home();

@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::inspect::parse_cut_tail_name;
 use super::segment::{self, FRAMES_AT, Found, Header};
-use super::truncate::Intent;
+use super::truncate::{Intent, cut_tail_name};
 use super::{Log, frame};
 use crate::clock::SimClock;
 use crate::decoders::{Decoder, mend, some_records, twice};
@@ -29,6 +30,7 @@ pub(crate) fn decoders() -> Vec<Decoder> {
         Decoder::new("log_segment_header", segment_header, segment_header_seeds),
         Decoder::new("log_segment", whole_segment, segment_seeds),
         Decoder::new("log_cut_intent", cut_intent, cut_intent_seeds),
+        Decoder::new("log_cut_tail_name", cut_tail, || vec![cut_tail_name(2, 7, 0x1b).into_bytes()]),
         Decoder::new("log_file_name", file_name, || vec![b"0000000000000001.log".to_vec()]),
     ]
 }
@@ -162,6 +164,13 @@ fn cut_intent(bytes: &[u8]) -> bool {
 fn cut_intent_seeds() -> Vec<Vec<u8>> {
     let end = Position { epoch: Epoch(2), lsn: Lsn(7), chain: Chain([3; 16]), ts: CommitTs(9) };
     vec![Intent { end, first_cut: Chain([4; 16]) }.encode()]
+}
+
+fn cut_tail(bytes: &[u8]) -> bool {
+    let Some(name) = std::str::from_utf8(bytes).ok() else { return false };
+    let Some((epoch, from, to)) = parse_cut_tail_name(name) else { return false };
+    assert_eq!(cut_tail_name(epoch, from, to), name);
+    true
 }
 
 fn file_name(bytes: &[u8]) -> bool {

@@ -117,6 +117,11 @@ pub(super) fn finish(
     Ok(())
 }
 
+/// Name of the file with the records `from..=to` that were cut, the last of which has this epoch.
+pub(super) fn cut_tail_name(epoch: u64, from: u64, to: u64) -> String {
+    format!("{epoch:016x}-{from:016x}-{to:016x}.records")
+}
+
 impl Shared {
     pub(super) fn truncate_above(self: &Arc<Self>, lsn: Lsn, committed: Lsn) -> Result<Option<CutTail>> {
         self.check_stopped()?;
@@ -212,7 +217,7 @@ impl Shared {
         }
         let first = first.ok_or(RecordError::Short)?;
         let (epoch, from, to) = (last.epoch.0, first.lsn, last.lsn);
-        let path = dir.join(format!("{epoch:016x}-{:016x}-{:016x}.records", from.0, to.0));
+        let path = dir.join(cut_tail_name(epoch, from.0, to.0));
         file.sync_data().map_err(|e| self.save_failed("sync", &tmp, e))?;
         fs.rename(&tmp, &path).map_err(|e| Error::io("rename", &tmp, e))?;
         for d in [&dir, &self.dir] {

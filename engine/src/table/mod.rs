@@ -235,3 +235,14 @@ pub(crate) fn internal_end(keyspace: Keyspace, end: &[u8]) -> Vec<u8> {
     }
     keyspace.0.checked_add(1).map(|next| vec![next]).unwrap_or_default()
 }
+
+/// The exclusive internal bound of the keys that start with a prefix: the first key behind all of them.
+pub(crate) fn internal_prefix_end(keyspace: Keyspace, prefix: &[u8]) -> Vec<u8> {
+    // Behind `a ff ff` comes `b`. Behind nothing but `ff`, and behind the empty prefix, the keyspace ends.
+    let Some(at) = prefix.iter().rposition(|byte| *byte < u8::MAX) else { return internal_end(keyspace, b"") };
+    let mut end = internal_key(keyspace, prefix.get(..=at).unwrap_or(prefix));
+    if let Some(last) = end.last_mut() {
+        *last = last.saturating_add(1);
+    }
+    end
+}

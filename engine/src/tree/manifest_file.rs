@@ -16,8 +16,6 @@ use super::stop::Stop;
 
 const CURRENT: &str = "CURRENT";
 const CURRENT_TMP: &str = "CURRENT.tmp";
-/// A manifest is rotated when it is longer than this and than four whole states.
-const ROTATE_BYTES: u64 = 64 * 1024;
 
 pub(super) fn manifest_name(number: u64) -> String {
     format!("{number:016x}.manifest")
@@ -45,6 +43,8 @@ pub(crate) struct Manifest {
     state_bytes: u64,
     chain: Chain,
     state: State,
+    /// See [`Options::manifest_bytes`](crate::Options::manifest_bytes).
+    rotate_bytes: u64,
     /// What was read, if it may be in the page cache only (see [`Manifest::settle`]).
     unproven: Option<Vec<u8>>,
     /// The file that was read ends in an edit that is not whole.
@@ -75,7 +75,13 @@ impl Manifest {
         bytes.truncate(usize::try_from(r.len).unwrap_or(usize::MAX));
         let (fs, dir) = (Arc::clone(fs), dir.to_owned());
         let (version, len, state_bytes, chain, state) = (r.version, r.len, r.state_bytes, r.chain, r.state);
-        Ok(Self { fs, dir, number, file, version, len, state_bytes, chain, state, unproven: Some(bytes), torn })
+        let (rotate_bytes, unproven) = (u64::MAX, Some(bytes));
+        Ok(Self { fs, dir, number, file, version, len, state_bytes, chain, state, rotate_bytes, unproven, torn })
+    }
+
+    /// A new file takes this one's place at the first edit above so many bytes.
+    pub(crate) const fn set_rotate_bytes(&mut self, bytes: u64) {
+        self.rotate_bytes = bytes;
     }
 
     /// Makes what [`Manifest::open`] read durable: the last process may have ended before its sync, or
@@ -122,11 +128,13 @@ impl Manifest {
         let mut state = self.state.clone();
         state.apply(edit)?;
         // A file whose version does not speak of ingested tables gets none.
-        if self.len > ROTATE_BYTES.max(4 * self.state_bytes).min(MANIFEST_BYTES_MAX / 2)
+        if self.len > self.rotate_bytes.max(4 * self.state_bytes).min(MANIFEST_BYTES_MAX / 2)
             || self.version < state.version()
         {
             let old = self.dir.join(manifest_name(self.number));
+            let rotate_bytes = self.rotate_bytes;
             *self = write_file(&self.fs, &self.dir, self.number + 1, state, stop)?;
+            self.rotate_bytes = rotate_bytes;
             // A file that stays is removed at the next open.
             let _ = self.fs.remove_file(&old);
             return Ok(());
@@ -223,7 +231,20 @@ fn write_file(fs: &Arc<dyn Fs>, dir: &Path, number: u64, state: State, stop: &St
     fs.sync_dir(dir).map_err(|e| stop.fatal("sync", dir, &e))?;
     let (version, len) = (state.version(), bytes.len() as u64);
     let (fs, dir) = (Arc::clone(fs), dir.to_owned());
-    Ok(Manifest { fs, dir, number, file, version, len, state_bytes: len, chain, state, unproven: None, torn: false })
+    Ok(Manifest {
+        fs,
+        dir,
+        number,
+        file,
+        version,
+        len,
+        state_bytes: len,
+        chain,
+        state,
+        rotate_bytes: u64::MAX,
+        unproven: None,
+        torn: false,
+    })
 }
 
 /// Writes and syncs a new file in place of a leftover; a failed write leaves none.

@@ -212,7 +212,8 @@ impl Tree {
         manifest.remove_others()
     }
 
-    fn with(env: Env, dir: &Path, options: &Options, manifest: Manifest, stop: Stop) -> Result<Self> {
+    fn with(env: Env, dir: &Path, options: &Options, mut manifest: Manifest, stop: Stop) -> Result<Self> {
+        manifest.set_rotate_bytes(options.manifest_bytes);
         let tables_dir = tables_dir(dir);
         let cache = Arc::new(BlockCache::of(options));
         let state = manifest.state();

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::batch::Keyspace;
 use crate::error::Result;
 use crate::lsn::{CommitTs, Lsn};
-use crate::table::{InternalKey, internal_end, internal_key};
+use crate::table::{InternalKey, internal_end, internal_key, internal_prefix_end};
 use crate::value::Value;
 
 use super::merge::Merge;
@@ -89,7 +89,17 @@ impl View {
     /// order, or from the last to the first with `reverse`.
     #[must_use]
     pub fn scan(&self, keyspace: Keyspace, start: &[u8], end: &[u8], reverse: bool) -> Scan {
-        let (low, high) = (internal_key(keyspace, start), internal_end(keyspace, end));
+        self.scan_between(internal_key(keyspace, start), internal_end(keyspace, end), reverse)
+    }
+
+    /// The keys that start with `prefix` (with an empty one, all of the keyspace), in order, or from the last to the
+    /// first with `reverse`.
+    #[must_use]
+    pub fn scan_prefix(&self, keyspace: Keyspace, prefix: &[u8], reverse: bool) -> Scan {
+        self.scan_between(internal_key(keyspace, prefix), internal_prefix_end(keyspace, prefix), reverse)
+    }
+
+    fn scan_between(&self, low: Vec<u8>, high: Vec<u8>, reverse: bool) -> Scan {
         let merge = self.version.merge(low, high, reverse, self.lsn);
         let (version, ranged) = (Arc::clone(&self.version), self.version.has_ranges());
         let (key, held, passed) = (Vec::new(), Held::default(), Passed::default());

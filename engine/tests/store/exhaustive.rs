@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use mainstay_engine::batch::Keyspace;
 use mainstay_engine::bulk::Place;
 use mainstay_engine::error::ErrorClass;
 use mainstay_engine::fs::sim::{FaultKind, OpClass};
@@ -10,12 +11,13 @@ use mainstay_engine::rng::{Rng, SeededRng};
 use mainstay_engine::store::{Durability, Identity, Store};
 use mainstay_engine::{ClusterId, Error, Options, TimelineId};
 
-use crate::world::{Act, DIR, World};
+use crate::world::{Act, DIR, SPACES, World};
 
 fn trace(seed: u64) -> Vec<Act> {
     let rng = SeededRng::new(seed);
     let byte = || rng.next_u64() as u8;
     let word = || rng.next_u64() as u16;
+    let space = |i: usize| if i.is_multiple_of(6) { SPACES[i / 6 % SPACES.len()] } else { Keyspace::USER };
     (0..170)
         .map(|i| match (i % 25, rng.below(10)) {
             (24, _) => Act::Maintain,
@@ -32,9 +34,9 @@ fn trace(seed: u64) -> Vec<Act> {
             (_, 0) => Act::Sync,
             (_, 1) => Act::Commit,
             (_, 2) => Act::Apply,
-            (_, 3) => Act::Delete(byte()),
-            (_, 4) if i % 4 == 0 => Act::DeleteRange(byte(), byte()),
-            _ => Act::Put((0..1 + rng.below(6)).map(|_| (byte(), word())).collect()),
+            (_, 3) => Act::Delete(space(i), byte()),
+            (_, 4) if i % 4 == 0 => Act::DeleteRange(space(i), byte(), byte()),
+            _ => Act::Put(space(i), (0..1 + rng.below(6)).map(|_| (byte(), word())).collect()),
         })
         .collect()
 }
@@ -58,9 +60,35 @@ enum Then {
     LifeThenPowerLoss,
 }
 
-/// Small segments, so that the trace comes to use some again, with old records in them.
+/// Small segments, so that the trace comes to use some again, with old records in them; a small manifest, so that it is
+/// written anew.
 fn options() -> Options {
-    Options { segment_bytes: 12 << 10, ..Options::tiny() }
+    Options { segment_bytes: 12 << 10, manifest_bytes: 1 << 10, ..Options::tiny() }
+}
+
+/// Number and format version of the manifest in force.
+fn manifest(world: &World) -> (u64, u32) {
+    let dir = Path::new(DIR).join("manifest");
+    let name = String::from_utf8(world.fs.read_all(&dir.join("CURRENT")).unwrap()).unwrap();
+    let bytes = world.fs.read_all(&dir.join(name.trim_end())).unwrap();
+    let number = u64::from_str_radix(name.split('.').next().unwrap(), 16).unwrap();
+    (number, u32::from_le_bytes(*bytes[8..].first_chunk().unwrap()))
+}
+
+/// Runs the trace without a fault. How often a manifest took another's place because it had to speak of ingested tables,
+/// and because the other had grown.
+fn run_calmly(world: &mut World, acts: &[Act]) -> [u32; 2] {
+    let (mut switched, mut before) = ([0; 2], manifest(world));
+    for act in acts {
+        world.act(act).unwrap_or_else(|e| panic!("the trace itself fails at {act:?}: {e}"));
+        let now = manifest(world);
+        // Which of the two it was is plain only where it was one.
+        if now.0 == before.0 + 1 {
+            switched[usize::from(now.1 <= before.1)] += 1;
+        }
+        before = now;
+    }
+    switched
 }
 
 fn every_io(kind: FaultKind, then: Then) {
@@ -68,8 +96,9 @@ fn every_io(kind: FaultKind, then: Then) {
     let acts = trace(seed);
     let mut calm = World::with_options(seed, options());
     let first = calm.fs.io_count();
-    assert!(run(&mut calm, &acts), "the trace itself fails");
+    let switched = run_calmly(&mut calm, &acts);
     let total = calm.fs.io_count() - first;
+    assert!(switched.iter().all(|n| *n > 0), "manifests switched by version and by size: {switched:?}");
     assert!(total > 300, "the trace does too little: {total} calls");
     let stats = calm.store().tree().stats();
     assert!(stats.flushes > 2 && stats.compactions > 0, "{stats:?}");
@@ -96,7 +125,7 @@ fn every_io(kind: FaultKind, then: Then) {
             }
             world.recover_from(&what);
             // And it goes on working.
-            assert!(run(&mut world, &[Act::Put(vec![(1, 1)]), Act::Sync, Act::Commit, Act::Apply]));
+            assert!(run(&mut world, &[Act::Put(Keyspace::USER, vec![(1, 1)]), Act::Sync, Act::Commit, Act::Apply]));
             world.check_visible();
         }));
         if let Err(e) = outcome {

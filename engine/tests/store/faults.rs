@@ -18,7 +18,7 @@ const IDENTITY: Identity = Identity { cluster: ClusterId(7), timeline: TimelineI
 
 fn put(world: &mut World, n: u64) {
     for i in 0..n {
-        world.act(&Act::Put(vec![(i as u8, 190), (i as u8 + 7, 180)])).unwrap();
+        world.act(&Act::Put(Keyspace::USER, vec![(i as u8, 190), (i as u8 + 7, 180)])).unwrap();
     }
 }
 
@@ -391,7 +391,7 @@ fn an_embedded_store_shows_all_that_it_acknowledged_after_a_crash() {
 #[test]
 fn what_is_not_in_the_log_cannot_be_committed() {
     let mut world = World::new(3);
-    assert!(world.act(&Act::Put(vec![(1, 1)])).is_ok());
+    assert!(world.act(&Act::Put(Keyspace::USER, vec![(1, 1)])).is_ok());
     world.store().set_committed(Lsn(5));
     assert_eq!(world.store().committed().get(), Lsn(1));
 }
@@ -516,7 +516,7 @@ fn a_weaker_write_after_the_log_failed_shows_nothing_that_is_not_durable() {
         for submitted in [false, true] {
             let mut world = World::new(seed);
             world.act(&Act::Write(Durability::Synced, vec![(1, 10)], None)).unwrap();
-            world.act(&Act::Put(vec![(2, 10)])).unwrap();
+            world.act(&Act::Put(Keyspace::USER, vec![(2, 10)])).unwrap();
             world.fs.fail_next_sync();
             assert!(matches!(world.store().log().sync_to(Lsn(2)), Err(Error::Stopped(_))));
             let mut batch = Batch::new();

@@ -3,15 +3,17 @@
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
-use mainstay_engine::Lsn;
+use mainstay_engine::batch::Keyspace;
 use mainstay_engine::bulk::Place;
 use mainstay_engine::store::Durability;
+use mainstay_engine::{Lsn, Options};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use proptest_state_machine::{ReferenceStateMachine, StateMachineTest};
 
 use crate::reads::Read;
-use crate::world::{Act, If, Want, World};
+use crate::tails::Upto;
+use crate::world::{Act, If, SPACES, Want, World};
 
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
@@ -25,9 +27,13 @@ fn pairs() -> impl Strategy<Value = Vec<(u8, u16)>> {
     proptest::collection::vec((any::<u8>(), any::<u16>()), 1..5)
 }
 
+fn space() -> impl Strategy<Value = Keyspace> {
+    prop_oneof![4 => Just(Keyspace::USER), 2 => proptest::sample::select(&SPACES[..])]
+}
+
 fn condition() -> impl Strategy<Value = If> {
     let want = prop_oneof![Just(Want::Exists), Just(Want::Absent), Just(Want::Version), Just(Want::Value)];
-    (want, any::<u8>(), prop_oneof![3 => Just(true), 1 => Just(false)])
+    (want, space(), any::<u8>(), prop_oneof![3 => Just(true), 1 => Just(false)])
 }
 
 fn write() -> impl Strategy<Value = Act> {
@@ -39,27 +45,34 @@ fn write() -> impl Strategy<Value = Act> {
 
 fn reading() -> impl Strategy<Value = Read> {
     prop_oneof![
-        1 => any::<u8>().prop_map(Read::Get),
-        1 => proptest::collection::vec(any::<u8>(), 0..6).prop_map(Read::MultiGet),
-        1 => any::<(u8, u8, bool)>().prop_map(|(from, to, reverse)| Read::Range { from, to, reverse }),
-        1 => any::<(u8, bool)>().prop_map(|(of, reverse)| Read::Prefix { of, reverse }),
+        1 => (space(), any::<u8>()).prop_map(|(s, k)| Read::Get(s, k)),
+        1 => (space(), proptest::collection::vec(any::<u8>(), 0..6)).prop_map(|(s, keys)| Read::MultiGet(s, keys)),
+        1 => (space(), any::<u8>(), any::<u8>(), any::<bool>())
+            .prop_map(|(space, from, to, reverse)| Read::Range { space, from, to, reverse }),
+        1 => (space(), any::<u8>(), 0usize..8, any::<bool>())
+            .prop_map(|(space, of, length, reverse)| Read::Prefix { space, of, length, reverse }),
         2 => any::<u16>().prop_map(Read::AtLsn),
         2 => any::<u16>().prop_map(Read::AtTime),
-        2 => any::<(bool, u8)>().prop_map(|(reverse, taken)| Read::HoldScan { reverse, taken }),
+        2 => (space(), any::<bool>(), any::<u8>())
+            .prop_map(|(space, reverse, taken)| Read::HoldScan { space, reverse, taken }),
         1 => Just(Read::FinishScan),
         1 => Just(Read::HoldView),
         1 => Just(Read::CheckView),
     ]
 }
 
+fn upto() -> impl Strategy<Value = Upto> {
+    prop_oneof![1 => Just(Upto::Committed), 1 => Just(Upto::Durable), 2 => Just(Upto::Appended)]
+}
+
 pub(crate) fn act() -> impl Strategy<Value = Act> {
     prop_oneof![
-        6 => pairs().prop_map(Act::Put),
+        6 => (space(), pairs()).prop_map(|(s, p)| Act::Put(s, p)),
         6 => write(),
         2 => (pairs(), prop_oneof![Just(Place::Link), Just(Place::Copy)]).prop_map(|(p, place)| Act::Ingest(p, place)),
         2 => (pairs(), condition()).prop_map(|(p, c)| Act::PutIf(p, c)),
-        3 => any::<u8>().prop_map(Act::Delete),
-        1 => (any::<u8>(), any::<u8>()).prop_map(|(a, b)| Act::DeleteRange(a, b)),
+        3 => (space(), any::<u8>()).prop_map(|(s, k)| Act::Delete(s, k)),
+        1 => (space(), any::<u8>(), any::<u8>()).prop_map(|(s, a, b)| Act::DeleteRange(s, a, b)),
         1 => (any::<u8>(), any::<u16>()).prop_map(|(k, v)| Act::Expiring(k, v)),
         3 => Just(Act::Sync),
         3 => Just(Act::Commit),
@@ -72,6 +85,10 @@ pub(crate) fn act() -> impl Strategy<Value = Act> {
         // A history window is a thousand of them.
         3 => (0u16..900).prop_map(Act::Pass),
         8 => reading().prop_map(Act::Read),
+        3 => any::<u16>().prop_map(Act::Slot),
+        3 => (any::<u8>(), 0u8..4).prop_map(|(n, short)| Act::Advance(n, short)),
+        12 => (any::<u8>(), upto(), 1usize..4_000).prop_map(|(n, upto, bytes)| Act::Tail(n, upto, bytes)),
+        3 => proptest::option::weighted(0.8, 1u8..40).prop_map(Act::Scrub),
     ]
 }
 
@@ -111,7 +128,10 @@ impl StateMachineTest for OnDisk {
     type Reference = Reference;
 
     fn init_test(seed: &u64) -> World {
-        let world = World::new(*seed);
+        // Manifests are written anew, and slots are lost, now and then.
+        let (segment_bytes, retained_log_bytes, manifest_bytes) = (8 << 10, 10 << 10, 1 << 10);
+        let options = Options { segment_bytes, retained_log_bytes, manifest_bytes, ..Options::tiny() };
+        let world = World::with_options(*seed, options);
         // Reads give less than was asked for, or are interrupted, in some traces.
         world.fs.set_short_reads(seed % 2 == 1);
         world.fs.set_interruptions(seed % 3 == 1);
@@ -152,6 +172,7 @@ impl StateMachineTest for OnDisk {
         assert!(store.tree().flushed().lsn <= store.applied().get().min(store.durable().get()));
         assert_eq!(store.log().last().lsn, Lsn(world.records.len() as u64));
         assert!(store.durable().get() >= Lsn(world.durable as u64));
+        world.check_slots();
         assert!(world.fatal.messages().is_empty());
     }
 
@@ -166,10 +187,13 @@ impl StateMachineTest for OnDisk {
 }
 
 /// All that the traces must have come to, whatever the dice say.
-const REACHED: [&str; 52] = [
+const REACHED: [&str; 66] = [
     "put",
+    "put elsewhere",
     "delete",
+    "delete elsewhere",
     "delete range",
+    "delete range elsewhere",
     "expiring",
     "sync",
     "commit",
@@ -201,6 +225,17 @@ const REACHED: [&str; 52] = [
     "finish scan",
     "hold view",
     "check view",
+    "slot",
+    "advance",
+    "tail",
+    "scrub",
+    "advanced a slot",
+    "a reader went on",
+    "a reader came to the end",
+    "a reader at the end",
+    "a reader was cut",
+    "a slot was lost",
+    "the end of a scrub",
     "exists: held",
     "exists: refused",
     "absent: held",

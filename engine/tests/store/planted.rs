@@ -3,6 +3,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use mainstay_engine::batch::Keyspace;
 use mainstay_engine::bulk::Place;
 use mainstay_engine::fault::{Bug, plant};
 use mainstay_engine::rng::{Rng, SeededRng};
@@ -24,8 +25,8 @@ fn trace(seed: u64) {
     let mut world = World::new(seed);
     for _ in 0..120 {
         let act = match rng.below(17) {
-            0..=6 => Act::Put((0..6).map(|_| (rng.next_u64() as u8, rng.next_u64() as u16)).collect()),
-            7 => Act::Delete(rng.next_u64() as u8),
+            0..=6 => Act::Put(Keyspace::USER, (0..6).map(|_| (rng.next_u64() as u8, rng.next_u64() as u16)).collect()),
+            7 => Act::Delete(Keyspace::USER, rng.next_u64() as u8),
             8 | 9 => Act::Sync,
             10 => Act::Commit,
             11 => Act::Apply,

@@ -5,26 +5,31 @@
 
 use std::vec::IntoIter;
 
-use mainstay_engine::batch::Keyspace;
+use mainstay_engine::batch::{Batch, Keyspace};
+use mainstay_engine::store::Durability;
 use mainstay_engine::tree::{Scan, View};
 use mainstay_engine::value::Value;
 use mainstay_engine::{CommitTs, Error, Lsn, Result};
 
-use crate::world::{State, World, key};
+use crate::world::{Act, SPACES, Spaces, State, World, key};
 
 /// A read of a trace.
 #[derive(Clone, Debug)]
 pub(crate) enum Read {
-    Get(u8),
-    MultiGet(Vec<u8>),
+    Get(Keyspace, u8),
+    MultiGet(Keyspace, Vec<u8>),
     /// From a key to another, in either order; a multiple of five is no bound.
     Range {
+        space: Keyspace,
         from: u8,
         to: u8,
         reverse: bool,
     },
+    /// What starts with so many bytes of a key.
     Prefix {
+        space: Keyspace,
         of: u8,
+        length: usize,
         reverse: bool,
     },
     /// Everything as it was at an LSN below the newest, or at a time.
@@ -32,6 +37,7 @@ pub(crate) enum Read {
     AtTime(u16),
     /// Opens a scan, reads a little, and leaves it open.
     HoldScan {
+        space: Keyspace,
         reverse: bool,
         taken: u8,
     },
@@ -48,7 +54,7 @@ type Triple = (Vec<u8>, Lsn, Vec<u8>);
 #[derive(Debug, Default)]
 pub(crate) struct Held {
     scans: Vec<(Scan, IntoIter<Triple>)>,
-    views: Vec<(View, State)>,
+    views: Vec<(View, Spaces)>,
 }
 
 /// Most that is held of a kind.
@@ -71,14 +77,30 @@ fn triples<'a>(
     if reverse { all.rev().collect() } else { all.collect() }
 }
 
-/// Everything in a view, read in all ways, which must agree.
+/// Everything that users wrote in a view, read in all ways, which must agree.
 pub(crate) fn read(view: &View) -> Result<State> {
-    let forward = take(&mut view.scan(Keyspace::USER, b"", b"", false), usize::MAX)?;
-    let mut backward = take(&mut view.scan(Keyspace::USER, b"", b"", true), usize::MAX)?;
+    read_space(view, Keyspace::USER)
+}
+
+/// Everything in a view.
+pub(crate) fn read_spaces(view: &View) -> Result<Spaces> {
+    let mut all = Spaces::new();
+    for space in SPACES {
+        let state = read_space(view, space)?;
+        if !state.is_empty() {
+            all.insert(space, state);
+        }
+    }
+    Ok(all)
+}
+
+fn read_space(view: &View, space: Keyspace) -> Result<State> {
+    let forward = take(&mut view.scan(space, b"", b"", false), usize::MAX)?;
+    let mut backward = take(&mut view.scan(space, b"", b"", true), usize::MAX)?;
     backward.reverse();
     assert_eq!(forward, backward, "the two directions of a scan differ");
     for (key, lsn, data) in &forward {
-        let found = view.get(Keyspace::USER, key)?.expect("a scanned key is found by get");
+        let found = view.get(space, key)?.expect("a scanned key is found by get");
         assert_eq!((Value::decode(&found.envelope)?.data, found.lsn), (data.as_slice(), *lsn));
     }
     Ok(forward.into_iter().map(|(key, lsn, data)| (key, (lsn, data))).collect())
@@ -87,22 +109,16 @@ pub(crate) fn read(view: &View) -> Result<State> {
 impl World {
     pub(crate) fn read(&mut self, read: &Read) -> Result<()> {
         match read {
-            Read::Get(k) => self.get(&key(*k)),
-            Read::MultiGet(keys) => self.multi_get(&keys.iter().map(|k| key(*k)).collect::<Vec<_>>()),
-            Read::Range { from, to, reverse } => {
+            Read::Get(space, k) => self.get(*space, &key(*k)),
+            Read::MultiGet(space, keys) => self.multi_get(*space, &keys.iter().map(|k| key(*k)).collect::<Vec<_>>()),
+            Read::Range { space, from, to, reverse } => {
                 let bound = |k: u8| if k.is_multiple_of(5) { Vec::new() } else { key(k) };
-                self.range(&bound(*from), &bound(*to), *reverse)
+                self.range(*space, &bound(*from), &bound(*to), *reverse)
             }
-            Read::Prefix { of, reverse } => {
-                // The last digit is left to vary: its successor is the end.
-                let start = key(*of)[..6].to_vec();
-                let mut end = start.clone();
-                *end.last_mut().unwrap() += 1;
-                self.range(&start, &end, *reverse)
-            }
+            Read::Prefix { space, of, length, reverse } => self.prefix(*space, &key(*of)[..*length], *reverse),
             Read::AtLsn(n) => self.at_lsn(*n),
             Read::AtTime(n) => self.at_time(*n),
-            Read::HoldScan { reverse, taken } => self.hold_scan(*reverse, usize::from(*taken)),
+            Read::HoldScan { space, reverse, taken } => self.hold_scan(*space, *reverse, usize::from(*taken)),
             Read::FinishScan => self.finish_scan(),
             Read::HoldView => {
                 let view = self.store().view();
@@ -115,22 +131,22 @@ impl World {
         }
     }
 
-    fn now(&self) -> (View, State) {
+    fn now(&self, space: Keyspace) -> (View, State) {
         let view = self.store().view();
-        let state = self.at(usize::try_from(view.lsn().0).unwrap());
-        (view, state)
+        let mut all = self.at(usize::try_from(view.lsn().0).unwrap());
+        (view, all.remove(&space).unwrap_or_default())
     }
 
-    fn get(&self, key: &[u8]) -> Result<()> {
-        let found = self.store().get(Keyspace::USER, key)?;
+    fn get(&self, space: Keyspace, key: &[u8]) -> Result<()> {
+        let found = self.store().get(space, key)?;
         let found = found.map(|f| (f.lsn, Value::decode(&f.envelope).unwrap().data.to_vec()));
-        assert_eq!(found, self.now().1.remove(key), "get");
+        assert_eq!(found, self.now(space).1.remove(key), "get");
         Ok(())
     }
 
-    fn multi_get(&self, keys: &[Vec<u8>]) -> Result<()> {
-        let (view, state) = self.now();
-        let found = view.multi_get(Keyspace::USER, keys)?;
+    fn multi_get(&self, space: Keyspace, keys: &[Vec<u8>]) -> Result<()> {
+        let (view, state) = self.now(space);
+        let found = view.multi_get(space, keys)?;
         assert_eq!(found.len(), keys.len());
         for (key, found) in keys.iter().zip(found) {
             let found = found.map(|f| (f.lsn, Value::decode(&f.envelope).unwrap().data.to_vec()));
@@ -139,12 +155,20 @@ impl World {
         Ok(())
     }
 
-    fn range(&self, start: &[u8], end: &[u8], reverse: bool) -> Result<()> {
-        let (view, state) = self.now();
+    fn range(&self, space: Keyspace, start: &[u8], end: &[u8], reverse: bool) -> Result<()> {
+        let (view, state) = self.now(space);
         let inside = |k: &Vec<u8>| k.as_slice() >= start && (end.is_empty() || k.as_slice() < end);
         let expected = triples(state.iter().filter(|(k, _)| inside(k)), reverse);
-        let found = take(&mut view.scan(Keyspace::USER, start, end, reverse), usize::MAX)?;
-        assert_eq!(found, expected, "from {start:?} to {end:?}, reverse: {reverse}");
+        let found = take(&mut view.scan(space, start, end, reverse), usize::MAX)?;
+        assert_eq!(found, expected, "{space:?} from {start:?} to {end:?}, reverse: {reverse}");
+        Ok(())
+    }
+
+    fn prefix(&self, space: Keyspace, prefix: &[u8], reverse: bool) -> Result<()> {
+        let (view, state) = self.now(space);
+        let expected = triples(state.iter().filter(|(k, _)| k.starts_with(prefix)), reverse);
+        let found = take(&mut view.scan_prefix(space, prefix, reverse), usize::MAX)?;
+        assert_eq!(found, expected, "what starts with {prefix:?} in {space:?}, reverse: {reverse}");
         Ok(())
     }
 
@@ -167,7 +191,7 @@ impl World {
         match self.store().view_at(Lsn(n as u64)) {
             Ok(view) => {
                 assert!(!gone, "LSN {n} is below the history floor {}", self.floor());
-                assert_eq!(read(&view)?, self.at(n), "as of LSN {n}");
+                assert_eq!(read_spaces(&view)?, self.at(n), "as of LSN {n}");
                 self.count(if n < self.applied() { "read at an older LSN" } else { "read at the newest LSN" });
             }
             Err(Error::HistoryGone { .. }) if gone => self.check_gone(n),
@@ -188,7 +212,7 @@ impl World {
             Ok(view) => {
                 assert!(!gone, "{time} is before the history floor {}", self.floor());
                 assert_eq!(view.lsn(), Lsn(n as u64), "as of {time}");
-                assert_eq!(read(&view)?, self.at(n), "as of {time}");
+                assert_eq!(read_spaces(&view)?, self.at(n), "as of {time}");
                 self.count(if n < self.applied() { "read at an older time" } else { "read at the newest time" });
                 Ok(())
             }
@@ -208,13 +232,13 @@ impl World {
         self.count("history gone");
     }
 
-    fn hold_scan(&mut self, reverse: bool, taken: usize) -> Result<()> {
+    fn hold_scan(&mut self, space: Keyspace, reverse: bool, taken: usize) -> Result<()> {
         if self.held.scans.len() == HELD_MAX {
             return self.finish_scan();
         }
-        let (view, state) = self.now();
+        let (view, state) = self.now(space);
         let mut rest = triples(state.iter(), reverse);
-        let mut scan = view.scan(Keyspace::USER, b"", b"", reverse);
+        let mut scan = view.scan(space, b"", b"", reverse);
         let taken = taken % (rest.len() + 1);
         assert_eq!(take(&mut scan, taken)?, rest.drain(..taken).collect::<Vec<_>>(), "the beginning of a scan");
         self.held.scans.push((scan, rest.into_iter()));
@@ -236,8 +260,47 @@ impl World {
             return Ok(());
         }
         let (view, then) = self.held.views.remove(0);
-        assert_eq!(read(&view)?, then, "a view changed under its reader");
+        assert_eq!(read_spaces(&view)?, then, "a view changed under its reader");
         self.count("checked a held view");
         Ok(())
+    }
+}
+
+/// In a memtable, in tables, and with keys on both sides of every bound there is.
+#[test]
+fn a_prefix_has_all_keys_that_start_with_it_and_no_others() {
+    let mut world = World::new(6);
+    let (a, f) = (b'a', 0xff);
+    let parts: [&[u8]; 12] =
+        [&[], &[0], &[a], &[a, 0], &[a, f], &[a, f, 0], &[a, f, f], b"b", &[0xfe, f], &[f], &[f, 0], &[f, f]];
+    let spaces = [0, 1, 2, 0xfe, 0xff].map(Keyspace);
+    for settled in [false, true] {
+        let mut batch = Batch::new();
+        for space in spaces {
+            parts.iter().for_each(|k| _ = batch.put_with(space, k, &Value::plain(&[space.0])).unwrap());
+        }
+        world.store().write(&batch, &[], Durability::Synced).unwrap();
+        if settled {
+            world.store().tree().flush_all().unwrap();
+            world.act(&Act::Maintain).unwrap();
+        }
+        let view = world.store().view();
+        for (space, prefix) in spaces.iter().flat_map(|s| parts.iter().map(move |p| (*s, *p))) {
+            for reverse in [false, true] {
+                let mut expected: Vec<Vec<u8>> =
+                    parts.iter().filter(|k| k.starts_with(prefix)).map(|k| k.to_vec()).collect();
+                if reverse {
+                    expected.reverse();
+                }
+                let found = view.scan_prefix(space, prefix, reverse).map(|e| e.unwrap());
+                let found: Vec<Vec<u8>> = found
+                    .map(|e| {
+                        assert_eq!(Value::decode(&e.envelope).unwrap().data, [space.0], "of another keyspace");
+                        e.key
+                    })
+                    .collect();
+                assert_eq!(found, expected, "{space:?}, {prefix:02x?}, reverse: {reverse}, in tables: {settled}");
+            }
+        }
     }
 }

@@ -2,7 +2,7 @@
 //! and place, or it is in bytes that nobody reads, and then it changes nothing.
 //!
 //! [`Kind`] is the list of kinds. A file of none of them, made while the scenario runs, fails the test; so does a
-//! kind that the sweep did not get to.
+//! kind that the sweep did not get to, or a structure of [`FLIPPED`].
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
@@ -10,6 +10,7 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use mainstay_engine::batch::{Batch, Keyspace};
 use mainstay_engine::bulk::{Place, TableWriter};
@@ -22,7 +23,7 @@ use mainstay_engine::inspect::{self, Known, LogFile, RecordFile, SegmentReader, 
 use mainstay_engine::rng::{Rng, SeededRng};
 use mainstay_engine::store::{Durability, Identity, Store};
 use mainstay_engine::value::Value;
-use mainstay_engine::{ClusterId, CommitTs, Env, Error, Lsn, Options, TimelineId};
+use mainstay_engine::{ClusterId, CommitTs, Env, Epoch, Error, Lsn, Options, TimelineId};
 
 use super::reads::read;
 use super::world::State;
@@ -67,6 +68,28 @@ const SWEPT: [Kind; 8] = [
     Kind::Table,
     Kind::Manifest,
     Kind::Current,
+];
+
+/// What must be among the structures that are flipped, beside one of every kind of file: a part of their names.
+const FLIPPED: [&str; 18] = [
+    "Batch record",
+    "EpochStart record",
+    "Ingest record",
+    "mark",
+    "Flush table: block",
+    "Compaction table: block",
+    "History table: block",
+    "table: ranges",
+    "table: times",
+    "table: filter",
+    "table: index",
+    "edit: state",
+    "edit: flush",
+    "edit: merge",
+    "edit: move",
+    "edit: forget",
+    "ingested",
+    "epoch",
 ];
 
 fn kind(path: &Path) -> Option<Kind> {
@@ -168,12 +191,49 @@ fn put(store: &Store, range: Range<u64>) {
     }
 }
 
+/// Of the two ingests one has its level by the end; of the other only the log speaks where the process ends in the cut.
+fn ingest_twice(store: &Store, disk: &Arc<SimFs>, env: &Env, clock: &SimClock) {
+    for (from, place) in [(0, Place::Link), (40, Place::Copy)] {
+        // Written by others: where they stand is not the engine's.
+        let others = Env { fs: Arc::clone(disk) as Arc<dyn Fs>, ..env.clone() };
+        let mut writer = TableWriter::new(others, Path::new(READY), &options());
+        for n in from..from + 60 {
+            writer.put(Keyspace::USER, format!("ready-{n:03}").as_bytes(), &Value::plain(&[n; 40])).unwrap();
+        }
+        let tables: Vec<PathBuf> = writer.finish().unwrap().into_iter().map(|t| t.path).collect();
+        store.ingest(&tables, place).unwrap();
+        // A link's other name would be a way around the checks.
+        tables.iter().for_each(|t| disk.remove_file(t).unwrap());
+        if place == Place::Link {
+            // The manifest is a new one since the first ingest: there is work of every kind for it.
+            store.tree().flush_all().unwrap();
+            store.tree().compact_all().unwrap();
+            for round in 0..3 {
+                // What was superseded before is older than the history window.
+                clock.advance(Duration::from_millis(2));
+                // A key beside all others: its table is moved as it is, if it is the first to go down.
+                let mut batch = Batch::new();
+                batch.put(format!("zz-{round}").as_bytes(), b"beside").unwrap();
+                store.write(&batch, &[], Durability::Synced).unwrap();
+                store.tree().flush_all().unwrap();
+                for half in 0..2 {
+                    let from = 180 + 8 * round + 4 * half;
+                    put(store, from..from + 4);
+                    store.tree().flush_all().unwrap();
+                    while store.maintain_step().unwrap() == Progress::Worked {}
+                }
+            }
+        }
+    }
+}
+
 /// A store that was used for all that makes files, and a checkpoint of it. With `crash_in_cut` the process ends at
 /// that I/O of its cut; else it is closed.
 fn make(crash_in_cut: Option<u64>) -> Made {
     let disk = SimFs::new(SEED);
     [DATA, READY].iter().for_each(|d| disk.prepare_dir(Path::new(d)).unwrap());
-    let (env, _) = Env::sim(Arc::clone(&disk), SimClock::new(CommitTs(1_000_000)), SEED);
+    let clock = SimClock::new(CommitTs(1_000_000));
+    let (env, _) = Env::sim(Arc::clone(&disk), Arc::clone(&clock), SEED);
     let recording = Arc::new(Recording { disk: Arc::clone(&disk), names: Mutex::default() });
     let env = Env { fs: Arc::clone(&recording) as Arc<dyn Fs>, ..env };
     let store = Store::create(env.clone(), Path::new(DATA), &options(), IDENTITY).unwrap();
@@ -184,6 +244,8 @@ fn make(crash_in_cut: Option<u64>) -> Made {
         store.tree().flush_all().unwrap();
         settle();
     }
+    let first = store.append_epoch_start(Epoch(2)).unwrap();
+    store.log().sync_to(first.lsn).unwrap();
     let mut batch = Batch::new();
     batch.delete_range(b"key-003", b"key-006").unwrap();
     batch.put_expiring(b"short", b"lived", CommitTs(u64::MAX / 2)).unwrap();
@@ -194,19 +256,7 @@ fn make(crash_in_cut: Option<u64>) -> Made {
     settle();
     store.checkpoint(Path::new(CHECKPOINT)).unwrap();
     put(&store, 170..180);
-    // One ingest has its level by the end, of the other only the log speaks where the process ends in the cut.
-    for (from, place) in [(0, Place::Link), (40, Place::Copy)] {
-        // Written by others: where they stand is not the engine's.
-        let others = Env { fs: Arc::clone(&disk) as Arc<dyn Fs>, ..env.clone() };
-        let mut writer = TableWriter::new(others, Path::new(READY), &options());
-        for n in from..from + 60 {
-            writer.put(Keyspace::USER, format!("ready-{n:03}").as_bytes(), &Value::plain(&[n; 40])).unwrap();
-        }
-        let tables: Vec<PathBuf> = writer.finish().unwrap().into_iter().map(|t| t.path).collect();
-        store.ingest(&tables, place).unwrap();
-        // A link's other name would be a way around the checks.
-        tables.iter().for_each(|t| disk.remove_file(t).unwrap());
-    }
+    ingest_twice(&store, &disk, &env, &clock);
     let state = read(&store.view()).unwrap();
     let committed = store.committed().get();
     for n in 0..3u8 {
@@ -281,21 +331,38 @@ fn structures(fs: &Arc<dyn Fs>, path: &Path, kind: Kind) -> Vec<Structure> {
         Kind::Table => {
             let table = TableView::open(fs, path).unwrap();
             let blocks = table.blocks().unwrap().map(Result::unwrap);
+            let properties = table.properties();
+            let of = |part: &str| format!("{:?} table: {part}", properties.origin);
             let mut out: Vec<_> =
-                blocks.map(|b| named(format!("block {}", b.number), b.offset..b.offset + b.bytes)).collect();
-            let sections = table.properties().sections.into_iter().filter(|s| s.name != "data" && s.bytes > 0);
-            out.extend(sections.map(|s| named(s.name, s.offset..s.offset + s.bytes)));
+                blocks.map(|b| named(of(&format!("block {}", b.number)), b.offset..b.offset + b.bytes)).collect();
+            let sections = properties.sections.iter().filter(|s| s.name != "data" && s.bytes > 0);
+            out.extend(sections.map(|s| named(of(s.name), s.offset..s.offset + s.bytes)));
             out
         }
         Kind::Manifest => {
             let mut out = vec![named("header", 0..24)];
-            let see = |e: inspect::ManifestEdit| out.push(named("edit", e.offset..e.offset + e.bytes));
+            let see = |e: inspect::ManifestEdit| out.push(named(edit(&e), e.offset..e.offset + e.bytes));
             let view = inspect::read_manifest(fs, path, see).unwrap();
             assert!(view.finding.is_none() && view.torn.is_none(), "{view:?}");
             out
         }
         Kind::Lock | Kind::Spare | Kind::Temporary => panic!("{kind:?} is not swept"),
     }
+}
+
+/// What an edit does.
+fn edit(e: &inspect::ManifestEdit) -> String {
+    let moved = e.added.iter().all(|t| e.removed.contains(&t.file.id));
+    let does = match (e.offset, e.flushed.is_some(), e.added.is_empty()) {
+        (24, ..) => "state",
+        (_, true, _) => "flush",
+        (_, false, true) => "forget",
+        (_, false, false) if moved => "move",
+        _ => "merge",
+    };
+    let ingested = if e.added.iter().any(|t| t.ingested.is_some()) { ", ingested" } else { "" };
+    let epoch = if e.epochs.is_empty() { "" } else { ", epoch" };
+    format!("edit: {does}{ingested}{epoch}")
 }
 
 fn segment(fs: &Arc<dyn Fs>, path: &Path, len: u64) -> Vec<Structure> {
@@ -315,7 +382,8 @@ fn segment(fs: &Arc<dyn Fs>, path: &Path, len: u64) -> Vec<Structure> {
     while let Some(f) = frames.next().unwrap() {
         let record = f.record.map_or(0, |r| r.bytes.len() as u64);
         let (start, end) = (f.offset, f.offset + FRAME + record);
-        out.push(named(if record == 0 { "mark" } else { "frame and record" }, start..end));
+        let name = f.record.as_ref().map_or("mark".to_owned(), |r| format!("frame with a {:?} record", r.header.kind));
+        out.push(named(name, start..end));
         out.push(harmless("padding of a frame", end..f.offset + f.bytes, "it only fills up to eight bytes"));
     }
     let tail = "behind the last frame: a frame there would need a checksum and the segment's salt";
@@ -377,7 +445,7 @@ fn places(bytes: &Range<u64>, rng: &SeededRng, most: u64) -> Vec<u64> {
 }
 
 /// Flips bits in a file and says what went unnoticed, or noticed where it does not count.
-fn sweep_file(made: &Made, path: &Path, kind: Kind, rng: &SeededRng) -> Vec<String> {
+fn sweep_file(made: &Made, path: &Path, kind: Kind, rng: &SeededRng, flipped: &mut BTreeSet<String>) -> Vec<String> {
     let mut wrong = Vec::new();
     let before = check(made, path, kind);
     assert!(before.is_empty(), "{} before any flip: {before:?}", path.display());
@@ -387,6 +455,7 @@ fn sweep_file(made: &Made, path: &Path, kind: Kind, rng: &SeededRng) -> Vec<Stri
             made.disk.flip_bit(path, offset, bit).unwrap();
             let found = check(made, path, kind);
             made.disk.flip_bit(path, offset, bit).unwrap();
+            flipped.insert(s.name.clone());
             let good = match s.fate {
                 Fate::Named(at) => {
                     found.iter().any(|(p, o)| speaks_for(kind, path, p) && (*o == at || kind == Kind::Current))
@@ -408,7 +477,7 @@ fn sweep_file(made: &Made, path: &Path, kind: Kind, rng: &SeededRng) -> Vec<Stri
 fn sweep() -> Vec<String> {
     let rng = SeededRng::new(SEED);
     let mut wrong = Vec::new();
-    let mut swept = BTreeSet::new();
+    let (mut swept, mut flipped) = (BTreeSet::new(), BTreeSet::new());
     for (made, only) in [(make(None), None), (make_cutting(), Some(Kind::CutIntent))] {
         for path in made.names.iter().chain(&made.disk.files()) {
             if kind(path).is_none() {
@@ -420,11 +489,14 @@ fn sweep() -> Vec<String> {
                 continue;
             };
             swept.insert(kind);
-            wrong.extend(sweep_file(&made, &path, kind, &rng));
+            wrong.extend(sweep_file(&made, &path, kind, &rng, &mut flipped));
         }
     }
     if swept != BTreeSet::from(SWEPT) {
         wrong.push(format!("swept only {swept:?}"));
+    }
+    for part in FLIPPED.iter().filter(|part| !flipped.iter().any(|name| name.contains(*part))) {
+        wrong.push(format!("nothing was flipped in any {part:?}, only in {flipped:?}"));
     }
     wrong
 }

@@ -16,14 +16,21 @@ use mainstay_engine::tree::ReadOnly;
 use mainstay_engine::value::Value;
 use mainstay_engine::{ClusterId, CommitTs, Env, Error, Lsn, Options, Result, TimelineId};
 
-use crate::reads::{Held, Read, read};
+use crate::reads::{Held, Read, read_spaces};
+use crate::tails::{Tail, Upto};
 
 pub(crate) const DIR: &str = "/data";
 /// Where tables to be ingested are written.
 const READY: &str = "/ready";
 
-/// Keys with version and value as a reader sees them.
+/// Keys of a keyspace with version and value as a reader sees them.
 pub(crate) type State = BTreeMap<Vec<u8>, (Lsn, Vec<u8>)>;
+
+/// That of each keyspace which holds something.
+pub(crate) type Spaces = BTreeMap<Keyspace, State>;
+
+/// What the model writes to: the first two keyspaces, which stand side by side, and the last one, behind which no key is.
+pub(crate) const SPACES: [Keyspace; 3] = [Keyspace::SYSTEM, Keyspace::USER, Keyspace(u8::MAX)];
 
 /// The kinds of condition.
 #[derive(Clone, Copy, Debug)]
@@ -35,14 +42,15 @@ pub(crate) enum Want {
 }
 
 /// A condition of a trace: on a key, and whether its right-hand side is what the model says or something else.
-pub(crate) type If = (Want, u8, bool);
+pub(crate) type If = (Want, Keyspace, u8, bool);
 
 /// What a step of a trace does.
 #[derive(Clone, Debug)]
 pub(crate) enum Act {
-    Put(Vec<(u8, u16)>),
-    Delete(u8),
-    DeleteRange(u8, u8),
+    Put(Keyspace, Vec<(u8, u16)>),
+    Delete(Keyspace, u8),
+    /// To the keyspace's end where the second key is the lowest there is.
+    DeleteRange(Keyspace, u8, u8),
     Expiring(u8, u16),
     Sync,
     /// Commits everything durable.
@@ -66,14 +74,25 @@ pub(crate) enum Act {
     /// So many microseconds pass.
     Pass(u16),
     Read(Read),
+    /// Holds the log from one of its records on, with a reader there.
+    Slot(u16),
+    /// One of the slots goes up to so many records below what its reader has.
+    Advance(u8, u8),
+    /// One of the readers goes on, by so many bytes.
+    Tail(u8, Upto, usize),
+    /// So many steps of the scrub, or all that are left of a pass.
+    Scrub(Option<u8>),
 }
 
 impl Act {
     fn name(&self) -> &'static str {
         match self {
-            Act::Put(_) => "put",
-            Act::Delete(_) => "delete",
-            Act::DeleteRange(..) => "delete range",
+            Act::Put(Keyspace::USER, _) => "put",
+            Act::Put(..) => "put elsewhere",
+            Act::Delete(Keyspace::USER, _) => "delete",
+            Act::Delete(..) => "delete elsewhere",
+            Act::DeleteRange(Keyspace::USER, ..) => "delete range",
+            Act::DeleteRange(..) => "delete range elsewhere",
             Act::Expiring(..) => "expiring",
             Act::Sync => "sync",
             Act::Commit => "commit",
@@ -92,8 +111,8 @@ impl Act {
             Act::Ingest(..) => "ingest",
             Act::Step => "step",
             Act::Pass(_) => "pass",
-            Act::Read(Read::Get(_)) => "get",
-            Act::Read(Read::MultiGet(_)) => "multi-get",
+            Act::Read(Read::Get(..)) => "get",
+            Act::Read(Read::MultiGet(..)) => "multi-get",
             Act::Read(Read::Range { reverse: false, .. }) => "range",
             Act::Read(Read::Range { reverse: true, .. }) => "range reverse",
             Act::Read(Read::Prefix { reverse: false, .. }) => "prefix",
@@ -105,6 +124,10 @@ impl Act {
             Act::Read(Read::FinishScan) => "finish scan",
             Act::Read(Read::HoldView) => "hold view",
             Act::Read(Read::CheckView) => "check view",
+            Act::Slot(_) => "slot",
+            Act::Advance(..) => "advance",
+            Act::Tail(..) => "tail",
+            Act::Scrub(_) => "scrub",
         }
     }
 }
@@ -128,6 +151,7 @@ pub(crate) struct World {
     /// The highest commit timestamp ever given.
     pub(crate) newest_ts: CommitTs,
     pub(crate) held: Held,
+    pub(crate) tails: Vec<Tail>,
     /// What was done, and what came of it.
     pub(crate) counts: BTreeMap<&'static str, u64>,
 }
@@ -177,6 +201,7 @@ impl World {
             checkpoints: 0,
             newest_ts: CommitTs(0),
             held: Held::default(),
+            tails: Vec::new(),
             counts: BTreeMap::new(),
         }
     }
@@ -206,21 +231,21 @@ impl World {
         self.records.push((body, last.ts));
     }
 
-    fn puts(pairs: &[(u8, u16)]) -> Result<Batch> {
+    fn puts(space: Keyspace, pairs: &[(u8, u16)]) -> Result<Batch> {
         let mut batch = Batch::new();
         for (k, v) in pairs {
-            batch.put(&key(*k), &value(*k, *v))?;
+            batch.put_with(space, &key(*k), &Value::plain(&value(*k, *v)))?;
         }
         Ok(batch)
     }
 
     /// The condition, and whether it holds behind everything appended.
-    fn condition(&mut self, (want, k, as_it_is): If) -> (Condition, bool) {
+    fn condition(&mut self, (want, keyspace, k, as_it_is): If) -> (Condition, bool) {
         let key = key(k);
         // The time that the next record gets at the earliest; a look at the clock moves it on by one.
         let last = self.records.last().map_or(0, |r| r.1.0);
         let now = CommitTs(self.env.clock.wall().0.saturating_add(1).max(last + 1));
-        let current = self.state(self.records.len(), now).remove(&key);
+        let current = self.state(self.records.len(), now).get_mut(&keyspace).and_then(|s| s.remove(&key));
         let known = current.is_some();
         let (lsn, data) = current.unwrap_or_else(|| (Lsn(1), b"nothing".to_vec()));
         let expect = match want {
@@ -244,7 +269,7 @@ impl World {
             (Want::Value, true) => "value: held",
             (Want::Value, false) => "value: refused",
         });
-        (Condition { keyspace: Keyspace::USER, key, expect }, holds)
+        (Condition { keyspace, key, expect }, holds)
     }
 
     /// `put` must refuse if the condition does not hold, and nothing else may have happened then.
@@ -281,7 +306,7 @@ impl World {
         condition: Option<If>,
         write: impl FnOnce(&Store, &Batch, &[Condition]) -> Result<()>,
     ) -> Result<()> {
-        let batch = Self::puts(pairs)?;
+        let batch = Self::puts(Keyspace::USER, pairs)?;
         let done = self.under(condition, &batch, |s, c| write(s, &batch, c));
         // Weaker writes commit what came before also when they are refused themselves.
         self.committed = self.committed.max(self.store().committed().get().0 as usize);
@@ -328,19 +353,20 @@ impl World {
         self.count(act.name());
         let mut batch = Batch::new();
         match act {
-            Act::Put(pairs) => self.append(&Self::puts(pairs)?)?,
-            Act::Delete(k) => {
-                batch.delete(&key(*k))?;
+            Act::Put(space, pairs) => self.append(&Self::puts(*space, pairs)?)?,
+            Act::Delete(space, k) => {
+                batch.delete_in(*space, &key(*k))?;
                 self.append(&batch)?;
             }
-            Act::DeleteRange(a, b) => {
+            Act::DeleteRange(space, a, b) => {
                 let (a, b) = (key(*a), key(*b));
+                let end = if b == key(0) { &[][..] } else { &b };
                 // A put before and one after: the order within a batch decides.
-                batch.put(&a, b"gone")?;
-                if a < b {
-                    batch.delete_range(&a, &b)?;
+                batch.put_with(*space, &a, &Value::plain(b"gone"))?;
+                if end.is_empty() || a < b {
+                    batch.delete_range_in(*space, &a, end)?;
                 }
-                batch.put(&b, b"stays")?;
+                batch.put_with(*space, &b, &Value::plain(b"stays"))?;
                 self.append(&batch)?;
             }
             Act::Expiring(k, v) => {
@@ -373,13 +399,17 @@ impl World {
                 })?;
             }
             Act::PutIf(pairs, condition) => {
-                let (batch, epoch) = (Self::puts(pairs)?, self.store().log().last().epoch);
+                let (batch, epoch) = (Self::puts(Keyspace::USER, pairs)?, self.store().log().last().epoch);
                 self.under(Some(*condition), &batch, |s, c| s.append(epoch, &batch, c).map(drop))?;
             }
             Act::Ingest(pairs, place) => self.ingest(pairs, *place)?,
             Act::Step => drop(self.store().maintain_step()?),
             Act::Pass(us) => self.clock.advance(Duration::from_micros(u64::from(*us))),
             Act::Read(read) => self.read(read)?,
+            Act::Slot(n) => self.slot(*n)?,
+            Act::Advance(n, short) => self.advance(*n, *short),
+            Act::Tail(n, upto, bytes) => self.tail(*n, *upto, *bytes)?,
+            Act::Scrub(steps) => self.scrub(*steps),
         }
         Ok(())
     }
@@ -392,11 +422,13 @@ impl World {
                 self.records.truncate(keep);
                 self.durable = self.durable.min(keep);
                 self.written = self.written.min(keep);
+                self.tails.iter_mut().for_each(|t| t.note_cut(keep));
                 Ok(())
             }
             Err(Error::BelowCommit { .. }) if keep < self.committed => Ok(()),
             Err(e) => {
                 // Cut or not cut, either is legal from here on.
+                self.tails.clear();
                 self.durable = self.durable.min(keep);
                 self.written = self.written.min(keep);
                 Err(e)
@@ -411,10 +443,14 @@ impl World {
         let tree = ReadOnly::open(self.env.clone(), &to, &self.options)?;
         let at = usize::try_from(made.position.lsn.0).unwrap();
         assert_eq!(tree.position(), made.position);
-        assert_eq!(read(&tree.view())?, self.at(at), "checkpoint at {at}");
+        assert_eq!(read_spaces(&tree.view())?, self.at(at), "checkpoint at {at}");
         let floor = usize::try_from(tree.history_floor().0).unwrap();
         let older = floor + (at - floor) / 2;
-        assert_eq!(read(&tree.view_at(Lsn(older as u64))?)?, self.at(older), "checkpoint at {at}, as of {older}");
+        assert_eq!(
+            read_spaces(&tree.view_at(Lsn(older as u64))?)?,
+            self.at(older),
+            "checkpoint at {at}, as of {older}"
+        );
         // What is in it was made durable first.
         self.durable = self.durable.max(at);
         self.written = self.written.max(at);
@@ -422,16 +458,19 @@ impl World {
     }
 
     /// The model's state after `n` records.
-    pub(crate) fn at(&self, n: usize) -> State {
+    pub(crate) fn at(&self, n: usize) -> Spaces {
         self.state(n, if n == 0 { CommitTs(0) } else { self.records[n - 1].1 })
     }
 
     /// The model's state after `n` records as a read at the commit time `now` sees it.
-    fn state(&self, n: usize, now: CommitTs) -> State {
-        let mut state = State::new();
+    fn state(&self, n: usize, now: CommitTs) -> Spaces {
+        let mut spaces = Spaces::new();
         for (lsn, (body, _)) in (1..).map(Lsn).zip(&self.records[..n]) {
             for op in ops(body) {
-                match op.unwrap() {
+                let op = op.unwrap();
+                let (Op::Put { keyspace, .. } | Op::Delete { keyspace, .. } | Op::DeleteRange { keyspace, .. }) = op;
+                let state = spaces.entry(keyspace).or_default();
+                match op {
                     Op::Put { key, envelope, .. } => drop(state.insert(key.to_vec(), (lsn, envelope.to_vec()))),
                     Op::Delete { key, .. } => drop(state.remove(key)),
                     Op::DeleteRange { start, end, .. } => {
@@ -441,7 +480,12 @@ impl World {
             }
         }
         let plain = |e: Vec<u8>| Value::decode(&e).ok().filter(|v| !v.expired_at(now)).map(|v| v.data.to_vec());
-        state.into_iter().filter_map(|(k, (lsn, e))| plain(e).map(|v| (k, (lsn, v)))).collect()
+        for state in spaces.values_mut() {
+            let all = std::mem::take(state).into_iter();
+            *state = all.filter_map(|(k, (lsn, e))| plain(e).map(|v| (k, (lsn, v)))).collect();
+        }
+        spaces.retain(|_, state| !state.is_empty());
+        spaces
     }
 
     /// What readers see must be the model's state at the applied LSN, which is committed [I2].
@@ -449,7 +493,7 @@ impl World {
         let view = self.store().view();
         let at = usize::try_from(view.lsn().0).unwrap();
         assert!(at <= self.committed, "LSN {at} is visible, only {} is committed", self.committed);
-        assert_eq!(read(&view).unwrap(), self.at(at), "visible state at LSN {at}");
+        assert_eq!(read_spaces(&view).unwrap(), self.at(at), "visible state at LSN {at}");
     }
 
     /// Opens the store after a crash; the log must end at one legal LSN, and the state be the model's there.
@@ -459,6 +503,7 @@ impl World {
 
     /// As [`World::reopen`], when at least so many records must have survived.
     pub(crate) fn reopen_with(&mut self, kept: usize) {
+        self.tails.clear();
         (self.store, self.held) = (None, Held::default());
         let store = match Store::open_embedded(self.env.clone(), Path::new(DIR), &self.options) {
             Ok(store) => store,

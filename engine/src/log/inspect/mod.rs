@@ -16,6 +16,8 @@ use crate::record::Record;
 mod tails;
 mod walk;
 
+#[cfg(feature = "sim")]
+pub(super) use tails::parse_cut_tail_name;
 pub use tails::{CutTailFile, RecordFile, cut_tails};
 pub(crate) use tails::{Intended, read_cut_intent};
 pub use walk::Unfinished;

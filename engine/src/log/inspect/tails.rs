@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::super::truncate::{DIVERGED, INTENT, Intent};
+use super::super::truncate::{DIVERGED, INTENT, Intent, cut_tail_name};
 use super::Window;
 use crate::error::{Error, Result};
 use crate::fs::{Fs, read_file};
@@ -57,7 +57,7 @@ impl CutTailFile {
     /// `Io`.
     pub fn read(fs: &dyn Fs, path: &Path) -> Result<Option<Self>> {
         let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        let Some((epoch, from, to)) = parse(name) else { return Ok(None) };
+        let Some((epoch, from, to)) = parse_cut_tail_name(name) else { return Ok(None) };
         let bytes = Window::open(fs, path)?.end;
         Ok(Some(Self { path: path.to_owned(), epoch: Epoch(epoch), from: Lsn(from), to: Lsn(to), bytes }))
     }
@@ -97,11 +97,12 @@ impl CutTailFile {
     }
 }
 
-fn parse(name: &str) -> Option<(u64, u64, u64)> {
+/// Epoch of the last record, and the LSNs of the first and the last one.
+pub(crate) fn parse_cut_tail_name(name: &str) -> Option<(u64, u64, u64)> {
     let hex = name.strip_suffix(".records")?;
     let mut numbers = hex.split('-').map(|n| u64::from_str_radix(n, 16).ok());
     let (epoch, from, to) = (numbers.next()??, numbers.next()??, numbers.next()??);
-    (format!("{epoch:016x}-{from:016x}-{to:016x}.records") == name).then_some((epoch, from, to))
+    (cut_tail_name(epoch, from, to) == name).then_some((epoch, from, to))
 }
 
 /// The cut tails of a data directory, in the order of their names.
