@@ -257,8 +257,12 @@ fn a_node_that_does_not_start_is_mended_where_it_stands() {
     let h = hurt(&node.data);
     // In the footer: no start without it.
     flip(&h.path, h.good.len() as u64 - 20);
+    // The base backup left an empty one.
+    let seeds = node.data.join("seeds");
+    std::fs::remove_dir(&seeds).unwrap();
     let running = mainstay(&["repair", "--data", &data, "--repository", &bucket]);
     check_refusal(&running, "a directory in use", 1, &["in use", "repair --node"]);
+    assert!(!seeds.exists(), "a repair that was refused wrote to a running node's directory");
     node.kill();
     let refused = node.command().output().unwrap();
     check_refusal(&refused, "a start", 1, &["corruption in", h.path.to_str().unwrap()]);

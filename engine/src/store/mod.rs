@@ -31,6 +31,7 @@ pub(crate) use decoders::decoders;
 pub use identity::Identity;
 pub use ingest::Ingested;
 pub use pace::{StallStats, Stalls};
+pub use repair::Closed;
 pub use scrub::ScrubStats;
 pub use stats::StoreStats;
 pub use submit::Completion;

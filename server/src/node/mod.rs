@@ -4,7 +4,7 @@
 //! stopping, starting again empty when the node must be seeded. Never: what the parts do.
 
 pub mod archive;
-mod directory;
+pub(crate) mod directory;
 pub mod repair;
 pub mod status;
 
