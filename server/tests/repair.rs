@@ -242,6 +242,43 @@ fn without_a_repository_a_file_mends_and_what_is_no_good_copy_is_refused() {
     until_status(&at, 0);
 }
 
+/// A file that does not open is not damaged, and nobody has seen that it is whole.
+#[test]
+fn a_scrub_that_could_not_read_a_file_names_it_and_does_not_end_well() {
+    let scratch = Scratch::new();
+    let (path, records) = (scratch.join("sample.jsonl"), sample(3000));
+    write_jsonl(&path, &records);
+    let config = scratch.join("small.toml");
+    std::fs::write(&config, "[storage]\nmemtable_bytes = 65536\n").unwrap();
+    let mut node = Node::new(&scratch, 1, &["--config", config.to_str().unwrap()]);
+    node.start();
+    let at = node.client.clone();
+    succeed(&["import", path.to_str().unwrap(), "--endpoints", &at]);
+    settle(&node.data);
+    let table = node.data.join("tables").join(&tables(&node.data)[0]);
+    let away = scratch.join("away");
+    std::fs::rename(&table, &away).unwrap();
+    // A link to itself: whoever opens it is refused, root too.
+    std::os::unix::fs::symlink(&table, &table).unwrap();
+    let name = table.to_str().unwrap();
+    let unread = mainstay(&["scrub", "--endpoints", &at, "--rate", "0"]);
+    check_refusal(&unread, "a file that does not open", 1, &["that could not be read: 1", name, "next: "]);
+    assert!(String::from_utf8_lossy(&unread.stdout).contains(name), "{unread:?}");
+    let report = json(&["scrub", "--endpoints", &at, "--rate", "0"], &[1]);
+    assert_eq!((&report["ok"], only(&report)["tables"].as_array().unwrap().len()), (&false.into(), 0), "{report}");
+    let named = only(&report)["read"]["unread"].as_array().unwrap();
+    assert!(named.len() == 1 && named[0].as_str().unwrap().contains(name), "{report}");
+    // Damage counts more, and does not hide it.
+    let other = node.data.join("tables").join(&tables(&node.data)[1]);
+    flip(&other, 40);
+    let both = json(&["scrub", "--endpoints", &at, "--rate", "0"], &[4]);
+    assert_eq!(only(&both)["read"]["unread"].as_array().unwrap().len(), 1, "{both}");
+    flip(&other, 40);
+    std::fs::remove_file(&table).unwrap();
+    std::fs::rename(&away, &table).unwrap();
+    json(&["scrub", "--endpoints", &at, "--rate", "0"], &[0]);
+}
+
 #[test]
 fn a_node_that_does_not_start_is_mended_where_it_stands() {
     let scratch = Scratch::new();

@@ -32,7 +32,7 @@ pub use identity::Identity;
 pub use ingest::Ingested;
 pub use pace::{StallStats, Stalls};
 pub use repair::Closed;
-pub use scrub::ScrubStats;
+pub use scrub::{ScrubPass, ScrubStats};
 pub use stats::StoreStats;
 pub use submit::Completion;
 pub use workers::Workers;

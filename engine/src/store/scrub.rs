@@ -58,6 +58,15 @@ pub struct ScrubStats {
     pub unread_files: u64,
 }
 
+/// A pass that came to its end.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ScrubPass {
+    /// As they were at its end.
+    pub stats: ScrubStats,
+    /// Why files could not be read (of a few).
+    pub unread: Vec<String>,
+}
+
 #[derive(Debug)]
 enum Item {
     Table(Box<TableScrub>),
@@ -106,6 +115,7 @@ struct Told {
     found: BTreeMap<PathBuf, Vec<Finding>>,
     /// Why files could not be read.
     unread: Vec<String>,
+    last: Option<ScrubPass>,
 }
 
 impl Told {
@@ -155,6 +165,12 @@ impl Store {
     pub fn scrub_stats(&self) -> ScrubStats {
         let told = lock(&self.scrub.told);
         ScrubStats { damaged_files: told.found.len() as u64, ..told.stats }
+    }
+
+    /// The last pass that came to its end, whatever a later one has seen by now; `None` before the first.
+    #[must_use]
+    pub fn last_scrub(&self) -> Option<ScrubPass> {
+        lock(&self.scrub.told).last.clone()
     }
 
     /// Why files could not be read by the present or last pass (of a few), where that says nothing of their bytes: too many open
@@ -261,6 +277,8 @@ impl Store {
         told.stats.passes += 1;
         told.stats.last_pass_at = self.env.clock.wall();
         told.stats.last_pass_lsn = lsn;
+        let stats = ScrubStats { damaged_files: told.found.len() as u64, ..told.stats };
+        told.last = Some(ScrubPass { stats, unread: told.unread.clone() });
     }
 
     /// Lets compaction leave a damaged table alone, and take a whole one again.

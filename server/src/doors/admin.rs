@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use mainstay_engine::inspect::SpacedKey;
+use mainstay_engine::store::ScrubPass;
 use mainstay_engine::tree::DamagedTable;
 use mainstay_proto::v1;
 use mainstay_proto::v1::admin_server::Admin;
@@ -113,14 +114,7 @@ impl Admin for AdminDoor {
 
     async fn scrub(&self, request: Request<v1::ScrubRequest>) -> Result<Response<Self::ScrubStream>, Status> {
         let progress = self.repair.scrub(request.into_inner().bytes_per_second).map_err(status)?;
-        let stream = ReceiverStream::new(progress).map(|s| {
-            Ok(v1::ScrubProgress {
-                bytes_done: s.bytes_done,
-                bytes_total: s.bytes_total,
-                files_done: s.files_done,
-                files_total: s.files_total,
-            })
-        });
+        let stream = ReceiverStream::new(progress).map(|p| p.map(scrub_progress).map_err(status));
         Ok(Response::new(Box::pin(stream)))
     }
 
@@ -156,6 +150,17 @@ impl Admin for AdminDoor {
         let refused = |why| status(Failure::new(Code::NotReseeded, Class::NotExecuted, why));
         let primary = driver.reseed(request.into_inner().accept_fewer).await.map_err(refused)?;
         Ok(Response::new(v1::ReseedResponse { incarnation: driver.incarnation(), primary_id: primary.0 }))
+    }
+}
+
+fn scrub_progress(p: ScrubPass) -> v1::ScrubProgress {
+    v1::ScrubProgress {
+        bytes_done: p.stats.bytes_done,
+        bytes_total: p.stats.bytes_total,
+        files_done: p.stats.files_done,
+        files_total: p.stats.files_total,
+        unread_files: p.stats.unread_files,
+        unread: p.unread,
     }
 }
 

@@ -14,7 +14,7 @@ use mainstay_backup::{Repository, copy_table};
 use mainstay_engine::Error;
 use mainstay_engine::exec::Progress;
 use mainstay_engine::fs::{File, OpenMode};
-use mainstay_engine::store::{ScrubStats, Store};
+use mainstay_engine::store::{ScrubPass, Store};
 use mainstay_engine::table::TableFile;
 use mainstay_replication::driver::Driver;
 use tokio::sync::mpsc;
@@ -116,11 +116,11 @@ impl Repair {
     }
 
     /// Reads everything at rest on this node once, at about so many bytes a second (zero: as fast as it goes). The
-    /// receiver gets the progress; dropping it ends the scrub.
+    /// receiver gets the progress, and at last the pass; dropping it ends the scrub.
     ///
     /// # Errors
-    /// `NotReady`.
-    pub fn scrub(&self, rate: u64) -> Result<mpsc::Receiver<ScrubStats>, Failure> {
+    /// `NotReady`; through the receiver `Stopped` when the pass ended early.
+    pub fn scrub(&self, rate: u64) -> Result<mpsc::Receiver<Result<ScrubPass, Failure>>, Failure> {
         let store = self.store()?;
         let (tx, rx) = mpsc::channel(4);
         tokio::spawn(async move {
@@ -134,15 +134,30 @@ impl Repair {
                 let step = if rate == 0 { SCRUB_STEP } else { SCRUB_STEP.min(rate) };
                 let stepping = Arc::clone(&store);
                 let stepped = tokio::task::spawn_blocking(move || stepping.scrub_step(step)).await;
-                let stats = store.scrub_stats();
-                let over = stepped.is_err() || stats.passes >= passes;
-                if over || clock.monotonic().saturating_sub(told) >= TELL_EVERY {
+                let worked = match stepped {
+                    Ok(progress) => progress == Progress::Worked,
+                    Err(e) => {
+                        let text = format!(
+                            "the scrub ended before everything was read ({e}); the node's log has the cause, the node \
+                             goes on"
+                        );
+                        let _ = tx.send(Err(Failure::new(Code::Stopped, Class::NotExecuted, text))).await;
+                        return;
+                    }
+                };
+                // Another pass may have begun by now.
+                if let Some(pass) = store.last_scrub().filter(|p| p.stats.passes >= passes) {
+                    let _ = tx.send(Ok(pass)).await;
+                    return;
+                }
+                if clock.monotonic().saturating_sub(told) >= TELL_EVERY {
                     told = clock.monotonic();
-                    if tx.send(stats).await.is_err() || over {
+                    let so_far = ScrubPass { stats: store.scrub_stats(), unread: Vec::new() };
+                    if tx.send(Ok(so_far)).await.is_err() {
                         return;
                     }
                 }
-                if rate > 0 && matches!(stepped, Ok(Progress::Worked)) {
+                if rate > 0 && worked {
                     let due = Duration::from_secs_f64(step as f64 / rate as f64);
                     tokio::time::sleep(due.saturating_sub(clock.monotonic().saturating_sub(begun))).await;
                 }
