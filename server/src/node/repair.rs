@@ -16,7 +16,7 @@ use mainstay_engine::exec::Progress;
 use mainstay_engine::fs::{File, OpenMode};
 use mainstay_engine::store::{ScrubPass, Store};
 use mainstay_engine::table::TableFile;
-use mainstay_replication::driver::Driver;
+use mainstay_replication::driver::{Driver, Patience};
 use tokio::sync::mpsc;
 
 use super::archive::Archive;
@@ -85,11 +85,13 @@ impl Repair {
         Err(Failure::new(Code::NoCopy, Class::NotExecuted, text))
     }
 
-    /// Replaces table `id` by the copy that the caller sends.
+    /// Replaces table `id` by the copy that the caller sends. A caller that does not send keeps others waiting for a while
+    /// only.
     ///
     /// # Errors
-    /// As [`Repair::from_elsewhere`]; `BadRequest` when the copy is damaged, or whole and another table.
-    pub async fn from_caller<S, E>(&self, id: u128, mut data: S) -> Result<Repaired, Failure>
+    /// As [`Repair::from_elsewhere`]; `BadRequest` when the copy is damaged, or whole and another table, or when it does
+    /// not come.
+    pub async fn from_caller<S, E>(&self, id: u128, data: S) -> Result<Repaired, Failure>
     where
         S: Stream<Item = Result<Bytes, E>> + Unpin + Send,
         E: ToString,
@@ -97,21 +99,7 @@ impl Repair {
         let _one = self.begin()?;
         let (store, table) = self.table(id)?;
         let copy = Scratch::new(&store).await?;
-        let file = copy.create().await?;
-        let mut at = 0;
-        while let Some(part) = data.next().await {
-            let part = part.map_err(|e| {
-                Failure::new(Code::BadRequest, Class::NotExecuted, format!("the copy broke off: {}", e.to_string()))
-            })?;
-            let end = at + part.len() as u64;
-            if end > table.bytes {
-                let text = format!("the copy is no copy of this table: it is longer than {} bytes", table.bytes);
-                return Err(Failure::bad(text));
-            }
-            let (file, path) = (Arc::clone(&file), copy.path.clone());
-            blocking(move || file.write_all_at(&part, at).map_err(|e| Error::io("write", &path, e))).await?;
-            at = end;
-        }
+        receive(data, Patience::new(table.bytes), table.bytes, copy.create().await?, &copy.path).await?;
         put(&store, &table, copy, "the file given".to_owned()).await
     }
 
@@ -179,6 +167,42 @@ impl Repair {
             Failure::bad(format!("this node has no table {id:032x}; it may be merged away, see `mainstay scrub`"))
         })?;
         Ok((store, table))
+    }
+}
+
+/// Writes to a file what the caller sends, at most so many bytes.
+async fn receive<S, E>(
+    mut data: S,
+    patience: Patience,
+    bytes: u64,
+    file: Arc<dyn File>,
+    path: &Path,
+) -> Result<(), Failure>
+where
+    S: Stream<Item = Result<Bytes, E>> + Unpin + Send,
+    E: ToString,
+{
+    let broken = |why: &str| {
+        let text = format!("the copy broke off: {why}; nothing was changed");
+        Failure::new(Code::BadRequest, Class::NotExecuted, text)
+    };
+    let mut at = 0;
+    loop {
+        let part = match patience.wait(data.next()).await {
+            Ok(None) => return Ok(()),
+            Ok(Some(part)) => part.map_err(|e| broken(&e.to_string()))?,
+            Err(why) => return Err(broken(&format!("the client {why}"))),
+        };
+        if part.is_empty() {
+            return Err(broken("the client sent a part with nothing in it"));
+        }
+        let end = at + part.len() as u64;
+        if end > bytes {
+            return Err(Failure::bad(format!("the copy is no copy of this table: it is longer than {bytes} bytes")));
+        }
+        let (file, path) = (Arc::clone(&file), path.to_owned());
+        blocking(move || file.write_all_at(&part, at).map_err(|e| Error::io("write", &path, e))).await?;
+        at = end;
     }
 }
 
@@ -261,4 +285,48 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, Failure> {
     let done = tokio::task::spawn_blocking(work).await;
     Ok(done.unwrap_or_else(|e| Err(Error::Stopped(format!("background work ended: {e}"))))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::stream;
+    use mainstay_engine::fs::Fs;
+    use mainstay_engine::fs::os::OsFs;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(3600);
+    const SHORT: Duration = Duration::from_millis(50);
+
+    type Part = Result<Bytes, String>;
+
+    /// What comes of a copy of so many bytes; an endless one ends the test.
+    async fn received<S: Stream<Item = Part> + Unpin + Send>(bytes: u64, data: S, patience: Patience) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("copy");
+        let file = OsFs::new().open(&path, OpenMode::CreateNew).unwrap();
+        let received = receive(data, patience, bytes, Arc::clone(&file), &path);
+        let received = tokio::time::timeout(Duration::from_secs(60), received).await.expect("held up for ever");
+        received.map_or_else(
+            |f| {
+                assert_ne!(f.class, Class::Indeterminate, "{f}");
+                f.message
+            },
+            |()| format!("{} bytes", file.len().unwrap()),
+        )
+    }
+
+    #[tokio::test]
+    async fn a_client_that_sends_nothing_that_counts_is_given_up() {
+        let part = |bytes: usize| Ok(Bytes::from(vec![7; bytes]));
+        assert_eq!(received(9, stream::iter([part(4), part(5)]), Patience::of(LONG, LONG)).await, "9 bytes");
+        let over = received(9, stream::iter([part(4), part(6)]), Patience::of(LONG, LONG)).await;
+        assert!(over.contains("longer than 9 bytes"), "{over}");
+        let empty = received(9, stream::repeat_with(|| part(0)), Patience::of(LONG, LONG)).await;
+        assert!(empty.contains("the client sent a part with nothing in it"), "{empty}");
+        let silent = received(9, stream::pending(), Patience::of(SHORT, LONG)).await;
+        assert!(silent.contains("the client sent nothing for 50ms"), "{silent}");
+        let trickle = received(u64::MAX, stream::repeat_with(|| part(1)), Patience::of(LONG, SHORT)).await;
+        assert!(trickle.contains("the client sends too slowly"), "{trickle}");
+    }
 }
