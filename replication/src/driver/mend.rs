@@ -92,7 +92,7 @@ impl Driver {
     ///
     /// # Errors
     /// In words, when this node has no such table or belongs to another cluster.
-    pub fn serve_table(
+    pub async fn serve_table(
         self: &Arc<Self>,
         cluster: ClusterId,
         id: u128,
@@ -102,23 +102,8 @@ impl Driver {
         if store.identity().cluster != cluster {
             return Err(format!("belongs to cluster {}, not {cluster}", store.identity().cluster));
         }
-        // Held to the end of the transfer: the file stays.
-        let pinned = store.tree().pinned_tables();
-        let table = pinned.tables.iter().find(|t| t.id == id && t.blake3 == blake3).copied();
-        let table = table.ok_or("has no such table")?;
-        let (fs, path) = (Arc::clone(&self.env.fs), store.tree().table_path(id));
-        let (tx, rx) = mpsc::channel(4);
-        tokio::task::spawn_blocking(move || {
-            let _pinned = pinned;
-            let sent = fs
-                .open(&path, OpenMode::Read)
-                .map_err(|e| Error::io("open", &path, e))
-                .and_then(|file| send(&*file, &path, table.bytes, &tx));
-            if let Err(e) = sent {
-                let _ = tx.blocking_send(Err(e));
-            }
-        });
-        Ok(rx)
+        let served = transfer::serve(Arc::clone(store), id, blake3).await.map_err(|e| e.to_string())?;
+        served.ok_or_else(|| "has no such table".to_owned())
     }
 
     /// Gives this node's data up, so that its next life is seeded by the primary: [`Driver::run`] ends with

@@ -18,7 +18,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::status;
 use crate::node::archive::Archive;
 use crate::node::repair::Repair;
-use crate::node::status::report;
+use crate::node::status::{Looking, report};
 use crate::service::{Class, Code, Failure, Service, without_advice};
 
 /// Serves operator calls.
@@ -30,6 +30,8 @@ pub struct AdminDoor {
     pub archive: Archive,
     /// Repair of its tables.
     pub repair: Repair,
+    /// Held while status looks at the disk.
+    pub looking: Looking,
     /// Addresses of the peers, for status.
     pub peers: std::collections::BTreeMap<u64, String>,
 }
@@ -42,7 +44,7 @@ impl Admin for AdminDoor {
     type ScrubStream = BoxStream<v1::ScrubProgress>;
 
     async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
-        Ok(Response::new(report(&self.service, &self.archive, &self.peers)))
+        Ok(Response::new(report(&self.service, &self.archive, &self.peers, &self.looking).await))
     }
 
     async fn promote(&self, request: Request<v1::PromoteRequest>) -> Result<Response<v1::PromoteResponse>, Status> {
@@ -107,9 +109,8 @@ impl Admin for AdminDoor {
     }
 
     async fn list_damage(&self, _: Request<v1::ListDamageRequest>) -> Result<Response<v1::ListDamageResponse>, Status> {
-        let store = self.repair.store().map_err(status)?;
-        let tables = store.tree().damaged_tables().into_iter().map(damaged_table).collect();
-        Ok(Response::new(v1::ListDamageResponse { tables, log: store.damaged_log() }))
+        let (tables, log) = self.repair.damage().await.map_err(status)?;
+        Ok(Response::new(v1::ListDamageResponse { tables: tables.into_iter().map(damaged_table).collect(), log }))
     }
 
     async fn scrub(&self, request: Request<v1::ScrubRequest>) -> Result<Response<Self::ScrubStream>, Status> {

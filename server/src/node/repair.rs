@@ -16,6 +16,7 @@ use mainstay_engine::exec::Progress;
 use mainstay_engine::fs::{File, OpenMode};
 use mainstay_engine::store::{ScrubPass, Store};
 use mainstay_engine::table::TableFile;
+use mainstay_engine::tree::DamagedTable;
 use mainstay_replication::driver::{Driver, Patience};
 use tokio::sync::mpsc;
 
@@ -60,6 +61,15 @@ impl Repair {
         self.driver.store().cloned().ok_or_else(none)
     }
 
+    /// The damaged tables that are known, and the damage of the log as text.
+    ///
+    /// # Errors
+    /// `NotReady`.
+    pub async fn damage(&self) -> Result<(Vec<DamagedTable>, Vec<String>), Failure> {
+        let store = self.store()?;
+        blocking(move || Ok((store.tree().damaged_tables(), store.damaged_log()))).await
+    }
+
     /// Replaces table `id` by a copy out of the repository, or from another node that has the very same table.
     ///
     /// # Errors
@@ -67,7 +77,7 @@ impl Repair {
     /// another repair; the engine's. The table is as it was then.
     pub async fn from_elsewhere(&self, id: u128) -> Result<Repaired, Failure> {
         let _one = self.begin()?;
-        let (store, table) = self.table(id)?;
+        let (store, table) = self.table(id).await?;
         let copy = Scratch::new(&store).await?;
         let mut tried = Vec::new();
         match self.archive.repository() {
@@ -85,8 +95,7 @@ impl Repair {
         Err(Failure::new(Code::NoCopy, Class::NotExecuted, text))
     }
 
-    /// Replaces table `id` by the copy that the caller sends. A caller that does not send keeps others waiting for a while
-    /// only.
+    /// Replaces table `id` by the copy that the caller sends. One that does not send keeps others waiting for a while only.
     ///
     /// # Errors
     /// As [`Repair::from_elsewhere`]; `BadRequest` when the copy is damaged, or whole and another table, or when it does
@@ -97,7 +106,7 @@ impl Repair {
         E: ToString,
     {
         let _one = self.begin()?;
-        let (store, table) = self.table(id)?;
+        let (store, table) = self.table(id).await?;
         let copy = Scratch::new(&store).await?;
         receive(data, Patience::new(table.bytes), table.bytes, copy.create().await?, &copy.path).await?;
         put(&store, &table, copy, "the file given".to_owned()).await
@@ -160,10 +169,11 @@ impl Repair {
     }
 
     /// The store, and what its manifest says of a table.
-    fn table(&self, id: u128) -> Result<(Arc<Store>, TableFile), Failure> {
+    async fn table(&self, id: u128) -> Result<(Arc<Store>, TableFile), Failure> {
         let store = self.store()?;
-        let table = store.tree().pinned_tables().tables.into_iter().find(|t| t.id == id);
-        let table = table.ok_or_else(|| {
+        let at = Arc::clone(&store);
+        let tables = blocking(move || Ok(at.tree().pinned_tables().tables)).await?;
+        let table = tables.into_iter().find(|t| t.id == id).ok_or_else(|| {
             Failure::bad(format!("this node has no table {id:032x}; it may be merged away, see `mainstay scrub`"))
         })?;
         Ok((store, table))
@@ -280,6 +290,7 @@ impl Drop for Scratch {
     }
 }
 
+/// Off the runtime's threads: whoever changes the manifest holds its lock while the disk syncs, and a disk may hang.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> mainstay_engine::Result<T> + Send + 'static,
 ) -> Result<T, Failure> {

@@ -1,6 +1,6 @@
 //! One table on its way from a node that has it to one whose copy is damaged.
 //!
-//! Owns: the receiver's end, and how long it waits for the parts. Never: who is asked, and never a copy that is
+//! Owns: both ends, and how long the receiver waits for the parts. Never: who is asked, and never a copy that is
 //! called good although its length or hash is another.
 
 use std::future::Future;
@@ -8,7 +8,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mainstay_engine::fs::File;
+use mainstay_engine::fs::{File, OpenMode};
+use mainstay_engine::store::Store;
 use mainstay_engine::table::TableFile;
 use mainstay_engine::{Error, Result};
 use tokio::sync::mpsc;
@@ -96,10 +97,49 @@ pub(super) async fn receive(
     Ok(Ok(()))
 }
 
+/// Begins to send a table, in parts. Whether it is whole is for the receiver to see. `None` when there is no such table.
+///
+/// # Errors
+/// When the node is stopping.
+pub(super) async fn serve(
+    store: Arc<Store>,
+    id: u128,
+    blake3: [u8; 32],
+) -> Result<Option<mpsc::Receiver<Result<Vec<u8>>>>> {
+    // Whoever changes the manifest holds its lock while the disk syncs. Held to the end of the transfer: the file stays.
+    let (store, pinned) = blocking(move || {
+        let pinned = store.tree().pinned_tables();
+        Ok((store, pinned))
+    })
+    .await?;
+    let Some(table) = pinned.tables.iter().find(|t| t.id == id && t.blake3 == blake3).copied() else {
+        return Ok(None);
+    };
+    let (fs, path) = (Arc::clone(&store.env().fs), store.tree().table_path(id));
+    let (tx, rx) = mpsc::channel(4);
+    tokio::task::spawn_blocking(move || {
+        let _pinned = pinned;
+        let sent = fs
+            .open(&path, OpenMode::Read)
+            .map_err(|e| Error::io("open", &path, e))
+            .and_then(|file| super::send(&*file, &path, table.bytes, &tx));
+        if let Err(e) = sent {
+            let _ = tx.blocking_send(Err(e));
+        }
+    });
+    Ok(Some(rx))
+}
+
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "the test has a disk that hangs under a thread of its own")]
 mod tests {
+    use mainstay_engine::batch::Batch;
+    use mainstay_engine::clock::SimClock;
+    use mainstay_engine::exec::Progress;
+    use mainstay_engine::fs::Fs;
     use mainstay_engine::fs::sim::SimFs;
-    use mainstay_engine::fs::{Fs, OpenMode};
+    use mainstay_engine::store::{Durability, Identity};
+    use mainstay_engine::{CommitTs, Env, Options};
 
     use super::*;
     use crate::rule::NodeId;
@@ -155,5 +195,46 @@ mod tests {
     fn the_time_for_a_transfer_grows_with_the_table() {
         let left = |bytes| Patience::new(bytes).until.duration_since(Instant::now()).as_secs();
         assert!((29..=30).contains(&left(0)) && (1053..=1054).contains(&left(64 << 20)), "{}", left(64 << 20));
+    }
+
+    /// A manifest's sync that hangs holds its lock; a runtime thread must not wait for it.
+    #[tokio::test]
+    async fn a_disk_that_hangs_holds_no_runtime_thread_up() {
+        let (fs, dir) = (SimFs::new(2), Path::new("/data"));
+        fs.prepare_dir(dir).unwrap();
+        let (env, _) = Env::sim(Arc::clone(&fs), SimClock::new(CommitTs(1)), 2);
+        let store = Arc::new(Store::create(env.clone(), dir, &Options::tiny(), Identity::random(&env)).unwrap());
+        for key in [b"a", b"b"] {
+            let mut batch = Batch::new();
+            batch.put(key, b"v").unwrap();
+            store.write(&batch, &[], Durability::Synced).unwrap();
+            store.tree().flush_all().unwrap();
+        }
+        let table = store.tree().pinned_tables().tables[0];
+        let stall = fs.stall_syncs();
+        let moving = Arc::clone(&store);
+        // A table of two that lie apart goes down as it is: that is an edit of the manifest and nothing else.
+        let moved = std::thread::spawn(move || moving.tree().compact_step().unwrap());
+        stall.wait_for(1);
+        // Ends the hang for a runtime that waits for it, so that the test fails instead.
+        let (done, over) = std::sync::mpsc::channel();
+        let guard = std::thread::spawn(move || {
+            let in_time = over.recv_timeout(Duration::from_secs(10)).is_ok();
+            drop(stall);
+            in_time
+        });
+        let sending = tokio::spawn(serve(Arc::clone(&store), table.id, table.blake3));
+        tokio::task::yield_now().await;
+        assert!(!sending.is_finished());
+        done.send(()).unwrap();
+        assert!(guard.join().unwrap(), "the runtime's thread waited for the disk");
+        assert_eq!(moved.join().unwrap(), Progress::Worked);
+        let mut parts = sending.await.unwrap().unwrap().expect("the table is there");
+        let mut bytes = Vec::new();
+        while let Some(part) = parts.recv().await {
+            bytes.extend(part.unwrap());
+        }
+        assert_eq!(*blake3::hash(&bytes).as_bytes(), table.blake3);
+        assert!(serve(store, table.id + 1, table.blake3).await.unwrap().is_none());
     }
 }
