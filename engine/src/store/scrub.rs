@@ -16,6 +16,7 @@ use crate::exec::{Progress, Worker};
 use crate::inspect::Finding;
 use crate::log::SegmentScrub;
 use crate::lsn::{CommitTs, Lsn};
+use crate::table::parse_table_name;
 use crate::tree::{Scrubbed, TableScrub};
 
 /// Read in one step of the worker at most, in bytes.
@@ -143,18 +144,33 @@ impl Store {
     /// Reads one table whole, now, beside any pass: for a table in which a read met damage. True when it is damaged;
     /// then it is told as if a pass had found it.
     pub fn scrub_table(&self, id: u128) -> bool {
-        let Some(mut table) = self.tree.table_to_scrub(id) else { return false };
+        self.check_table(id) == Some(true)
+    }
+
+    /// A read failed with this: if it says that a table is damaged, that table is read whole, as by
+    /// [`Store::scrub_table`]. Where it cannot be read whole for want of something else than its bytes, what the read
+    /// met is told, until a pass has seen it. True when damage is told.
+    pub fn scrub_after(&self, met: &Error) -> bool {
+        let table = met.damaged_file().and_then(Path::file_name).and_then(|n| n.to_str()).and_then(parse_table_name);
+        let Some(id) = table else { return false };
+        self.check_table(id).unwrap_or_else(|| self.tree.note_met(met))
+    }
+
+    /// Whether a table is damaged; `None` when it could not be read, which says nothing of its bytes.
+    fn check_table(&self, id: u128) -> Option<bool> {
+        let Some(mut table) = self.tree.table_to_scrub(id) else { return Some(false) };
         loop {
             // For a step only: neither a pass nor a repair waits for the whole table.
             let _pass = lock(&self.scrub.pass);
             match table.step(&self.tree, STEP_BYTES) {
                 Scrubbed::Read(_) => {}
-                Scrubbed::Gone | Scrubbed::Unread(_) => return false,
+                Scrubbed::Gone => return Some(false),
+                Scrubbed::Unread(_) => return None,
                 Scrubbed::Whole(found) => {
                     let damaged = !found.is_empty();
                     self.tell_tree(&table, &found);
                     lock(&self.scrub.told).keep(table.path(), found);
-                    return damaged;
+                    return Some(damaged);
                 }
             }
         }
