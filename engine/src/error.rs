@@ -223,6 +223,17 @@ impl Error {
         }
     }
 
+    /// The file whose bytes are damaged, or which the disk does not give, by this error. `None` when it says nothing of
+    /// a file's bytes, as when the process has too many files open or too little memory.
+    #[must_use]
+    pub fn damaged_file(&self) -> Option<&Path> {
+        match self {
+            Error::Corruption { path, .. } => Some(path),
+            Error::Io { path, source, .. } if crate::inspect::bytes_are_lost(source) => Some(path),
+            _ => None,
+        }
+    }
+
     /// Wraps an operating-system error; a full disk gets its own kind, and so does one more open file that was refused
     /// where `action` says that it was for one ("open", "create", "list", "lock").
     pub fn io(action: &'static str, path: &Path, source: io::Error) -> Self {

@@ -52,6 +52,10 @@ pub fn next_step(code: &str) -> Option<&'static str> {
         "NO_REPOSITORY" => "start the servers with --repository URL",
         "ARCHIVE" => "`mainstay status` shows the archive's last error",
         "CORRUPTION" => "`mainstay repair` puts a good copy in the place of a damaged table, or says what else to do",
+        "READ_FAILED" => {
+            "`mainstay status` says whether the node's disk lost it, then `mainstay repair`; with --stale another node may \
+             answer"
+        }
         "NO_COPY" => "seed the node anew with `mainstay cluster reseed`, or restore it; see `mainstay repair --help`",
         "NOT_RESEEDED" => {
             "the message says what stands in the way; `mainstay status` shows who is primary and who follows it"

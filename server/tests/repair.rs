@@ -17,7 +17,7 @@ use std::process::Output;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mainstay_client::{Client, ErrorClass};
+use mainstay_client::{Client, Condition, ErrorClass, Write};
 use mainstay_engine::fs::Fs;
 use mainstay_engine::fs::os::OsFs;
 use mainstay_engine::inspect::TableView;
@@ -198,6 +198,41 @@ fn a_damaged_table_of_the_package_index_is_mended_out_of_its_repository() {
 }
 
 /// One node without a repository, whose only good copy is a file: all others are refused, and nothing is changed.
+/// As after a bad sector: the disk does not give bytes that it had. The read has failed and changed nothing, a condition
+/// that needs the place is refused, and the rest goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_disk_does_not_give_is_a_failed_read_that_names_the_file() {
+    let scratch = Scratch::new();
+    let path = scratch.join("sample.jsonl");
+    write_jsonl(&path, &sample(3000));
+    let config = scratch.join("small.toml");
+    std::fs::write(&config, "[storage]\nmemtable_bytes = 65536\n").unwrap();
+    let mut node = Node::new(&scratch, 1, &["--config", config.to_str().unwrap()]);
+    node.start();
+    let at = node.client.clone();
+    succeed(&["import", path.to_str().unwrap(), "--endpoints", &at]);
+    let h = hurt(&node.data);
+    flip(&h.path, h.offset + 30);
+    std::fs::OpenOptions::new().write(true).open(&h.path).unwrap().set_len(h.offset).unwrap();
+    let name = h.path.to_str().unwrap();
+    let read = mainstay(&["get", &h.inside, "--endpoints", &at]);
+    check_refusal(&read, "a read that the disk fails", 1, &["cannot read", name, "mainstay repair"]);
+    let client = Client::connect([at.clone()]).unwrap();
+    let got = client.get(h.inside.as_bytes()).await.unwrap_err();
+    let put = Write::new().put(h.inside.as_bytes(), "value").condition(Condition::absent(h.inside.as_bytes()));
+    let put = client.write(put).await.unwrap_err();
+    for e in [got, put] {
+        assert_eq!((e.code(), e.class()), ("READ_FAILED", ErrorClass::NotExecuted), "{e}");
+        assert!(!e.to_string().contains("gave up"), "tried again in vain: {e}");
+    }
+    let status = until_status(&at, 1);
+    assert!(status["attention"].to_string().contains(name), "{status}");
+    let good = scratch.join("good");
+    std::fs::write(&good, &h.good).unwrap();
+    json(&["repair", "--endpoints", &at, "--from", good.to_str().unwrap()], &[0]);
+    succeed(&["get", &h.inside, "--endpoints", &at]);
+}
+
 #[test]
 fn without_a_repository_a_file_mends_and_what_is_no_good_copy_is_refused() {
     let scratch = Scratch::new();
@@ -242,6 +277,43 @@ fn without_a_repository_a_file_mends_and_what_is_no_good_copy_is_refused() {
     until_status(&at, 0);
 }
 
+/// A file that does not open is not damaged, and nobody has seen that it is whole.
+#[test]
+fn a_scrub_that_could_not_read_a_file_names_it_and_does_not_end_well() {
+    let scratch = Scratch::new();
+    let (path, records) = (scratch.join("sample.jsonl"), sample(3000));
+    write_jsonl(&path, &records);
+    let config = scratch.join("small.toml");
+    std::fs::write(&config, "[storage]\nmemtable_bytes = 65536\n").unwrap();
+    let mut node = Node::new(&scratch, 1, &["--config", config.to_str().unwrap()]);
+    node.start();
+    let at = node.client.clone();
+    succeed(&["import", path.to_str().unwrap(), "--endpoints", &at]);
+    settle(&node.data);
+    let table = node.data.join("tables").join(&tables(&node.data)[0]);
+    let away = scratch.join("away");
+    std::fs::rename(&table, &away).unwrap();
+    // A link to itself: whoever opens it is refused, root too.
+    std::os::unix::fs::symlink(&table, &table).unwrap();
+    let name = table.to_str().unwrap();
+    let unread = mainstay(&["scrub", "--endpoints", &at, "--rate", "0"]);
+    check_refusal(&unread, "a file that does not open", 1, &["that could not be read: 1", name, "next: "]);
+    assert!(String::from_utf8_lossy(&unread.stdout).contains(name), "{unread:?}");
+    let report = json(&["scrub", "--endpoints", &at, "--rate", "0"], &[1]);
+    assert_eq!((&report["ok"], only(&report)["tables"].as_array().unwrap().len()), (&false.into(), 0), "{report}");
+    let named = only(&report)["read"]["unread"].as_array().unwrap();
+    assert!(named.len() == 1 && named[0].as_str().unwrap().contains(name), "{report}");
+    // Damage counts more, and does not hide it.
+    let other = node.data.join("tables").join(&tables(&node.data)[1]);
+    flip(&other, 40);
+    let both = json(&["scrub", "--endpoints", &at, "--rate", "0"], &[4]);
+    assert_eq!(only(&both)["read"]["unread"].as_array().unwrap().len(), 1, "{both}");
+    flip(&other, 40);
+    std::fs::remove_file(&table).unwrap();
+    std::fs::rename(&away, &table).unwrap();
+    json(&["scrub", "--endpoints", &at, "--rate", "0"], &[0]);
+}
+
 #[test]
 fn a_node_that_does_not_start_is_mended_where_it_stands() {
     let scratch = Scratch::new();
@@ -257,8 +329,12 @@ fn a_node_that_does_not_start_is_mended_where_it_stands() {
     let h = hurt(&node.data);
     // In the footer: no start without it.
     flip(&h.path, h.good.len() as u64 - 20);
+    // The base backup left an empty one.
+    let seeds = node.data.join("seeds");
+    std::fs::remove_dir(&seeds).unwrap();
     let running = mainstay(&["repair", "--data", &data, "--repository", &bucket]);
     check_refusal(&running, "a directory in use", 1, &["in use", "repair --node"]);
+    assert!(!seeds.exists(), "a repair that was refused wrote to a running node's directory");
     node.kill();
     let refused = node.command().output().unwrap();
     check_refusal(&refused, "a start", 1, &["corruption in", h.path.to_str().unwrap()]);

@@ -16,6 +16,7 @@ use crate::exec::{Progress, Worker};
 use crate::inspect::Finding;
 use crate::log::SegmentScrub;
 use crate::lsn::{CommitTs, Lsn};
+use crate::table::parse_table_name;
 use crate::tree::{Scrubbed, TableScrub};
 
 /// Read in one step of the worker at most, in bytes.
@@ -56,6 +57,15 @@ pub struct ScrubStats {
     /// Files of the present or last pass that could not be read for want of something else than their bytes. The next
     /// pass tries them again.
     pub unread_files: u64,
+}
+
+/// A pass that came to its end.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ScrubPass {
+    /// As they were at its end.
+    pub stats: ScrubStats,
+    /// Why files could not be read (of a few).
+    pub unread: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -106,6 +116,7 @@ struct Told {
     found: BTreeMap<PathBuf, Vec<Finding>>,
     /// Why files could not be read.
     unread: Vec<String>,
+    last: Option<ScrubPass>,
 }
 
 impl Told {
@@ -133,18 +144,33 @@ impl Store {
     /// Reads one table whole, now, beside any pass: for a table in which a read met damage. True when it is damaged;
     /// then it is told as if a pass had found it.
     pub fn scrub_table(&self, id: u128) -> bool {
-        let Some(mut table) = self.tree.table_to_scrub(id) else { return false };
+        self.check_table(id) == Some(true)
+    }
+
+    /// A read failed with this: if it says that a table is damaged, that table is read whole, as by
+    /// [`Store::scrub_table`]. Where it cannot be read whole for want of something else than its bytes, what the read
+    /// met is told, until a pass has seen it. True when damage is told.
+    pub fn scrub_after(&self, met: &Error) -> bool {
+        let table = met.damaged_file().and_then(Path::file_name).and_then(|n| n.to_str()).and_then(parse_table_name);
+        let Some(id) = table else { return false };
+        self.check_table(id).unwrap_or_else(|| self.tree.note_met(met))
+    }
+
+    /// Whether a table is damaged; `None` when it could not be read, which says nothing of its bytes.
+    fn check_table(&self, id: u128) -> Option<bool> {
+        let Some(mut table) = self.tree.table_to_scrub(id) else { return Some(false) };
         loop {
             // For a step only: neither a pass nor a repair waits for the whole table.
             let _pass = lock(&self.scrub.pass);
             match table.step(&self.tree, STEP_BYTES) {
                 Scrubbed::Read(_) => {}
-                Scrubbed::Gone | Scrubbed::Unread(_) => return false,
+                Scrubbed::Gone => return Some(false),
+                Scrubbed::Unread(_) => return None,
                 Scrubbed::Whole(found) => {
                     let damaged = !found.is_empty();
                     self.tell_tree(&table, &found);
                     lock(&self.scrub.told).keep(table.path(), found);
-                    return damaged;
+                    return Some(damaged);
                 }
             }
         }
@@ -155,6 +181,12 @@ impl Store {
     pub fn scrub_stats(&self) -> ScrubStats {
         let told = lock(&self.scrub.told);
         ScrubStats { damaged_files: told.found.len() as u64, ..told.stats }
+    }
+
+    /// The last pass that came to its end, whatever a later one has seen by now; `None` before the first.
+    #[must_use]
+    pub fn last_scrub(&self) -> Option<ScrubPass> {
+        lock(&self.scrub.told).last.clone()
     }
 
     /// Why files could not be read by the present or last pass (of a few), where that says nothing of their bytes: too many open
@@ -261,6 +293,8 @@ impl Store {
         told.stats.passes += 1;
         told.stats.last_pass_at = self.env.clock.wall();
         told.stats.last_pass_lsn = lsn;
+        let stats = ScrubStats { damaged_files: told.found.len() as u64, ..told.stats };
+        told.last = Some(ScrubPass { stats, unread: told.unread.clone() });
     }
 
     /// Lets compaction leave a damaged table alone, and take a whole one again.

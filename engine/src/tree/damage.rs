@@ -4,11 +4,11 @@
 //! the tree reads from. Never: finding damage, or what compaction does about it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use super::{TableScrub, Tree, lock};
 use crate::error::Error;
-use crate::inspect::bytes_are_lost;
 use crate::table::parse_table_name;
 use crate::table::reader::Table;
 
@@ -68,17 +68,17 @@ impl Tree {
 
     /// Notes what the error says if it is of lost bytes of a table of the tree; else it is given back.
     pub(super) fn note_error(&self, e: Error) -> Result<(), Error> {
-        let path = match &e {
-            Error::Corruption { path, .. } => path,
-            // What the disk does not give is as good as damaged: it would fail the same merge at each start.
-            Error::Io { path, source, .. } if bytes_are_lost(source) => path,
-            _ => return Err(e),
-        };
-        let id = path.file_name().and_then(|n| n.to_str()).and_then(parse_table_name);
+        if self.note_met(&e) { Ok(()) } else { Err(e) }
+    }
+
+    /// Notes what the error says if it is of lost bytes of a table of the tree; whether it is. What the disk does not
+    /// give is as good as damaged: it would fail the same merge at each start.
+    pub(crate) fn note_met(&self, e: &Error) -> bool {
+        let id = e.damaged_file().and_then(Path::file_name).and_then(|n| n.to_str()).and_then(parse_table_name);
         let table = id.and_then(|id| self.version().all_tables().find(|t| t.id() == id).cloned());
-        let Some(table) = table else { return Err(e) };
+        let Some(table) = table else { return false };
         self.note_damaged(&table, e.to_string());
-        Ok(())
+        true
     }
 
     /// Tables were taken out.

@@ -219,6 +219,41 @@ fn a_scrub_that_may_not_read_says_so_and_forgets_no_damage() {
     assert_eq!(home.store.scrub_findings(), found);
 }
 
+/// A sector that a read could not have is told, also when nobody can look again; what is for want of something else is not.
+#[test]
+fn what_a_read_met_is_told_even_when_the_table_cannot_be_read_again() {
+    let home = home(7);
+    home.put('a', 60);
+    home.store.tree().flush_all().unwrap();
+    home.settle();
+    let met = |kind, key| {
+        home.fs.fail_nth(OpClass::Read, 1, kind);
+        let e = home.get(key).unwrap_err();
+        assert!(matches!(&e, Error::Io { path, .. } if home.files("table").contains(path)), "{e}");
+        e
+    };
+    let refuse_opening = || (1..=100).for_each(|n| home.fs.fail_nth(OpClass::Open, n, FaultKind::Refused));
+    let short_of_memory = met(FaultKind::Refused, "a000");
+    assert_eq!((short_of_memory.damaged_file(), home.store.scrub_after(&short_of_memory)), (None, false));
+    let bad_sector = met(FaultKind::Eio, "a000");
+    let table = bad_sector.damaged_file().unwrap().to_owned();
+    refuse_opening();
+    assert!(!home.store.scrub_after(&short_of_memory));
+    assert_eq!(home.store.damage(), Vec::<String>::new());
+    assert!(home.store.scrub_after(&bad_sector));
+    let damage = home.store.damage();
+    assert!(damage.len() == 1 && damage[0].contains(table.to_str().unwrap()), "{damage:?}");
+    assert_eq!(home.store.tree().damaged_tables().len(), 1);
+    // The sector can be read after all.
+    home.fs.clear_faults();
+    assert!(!home.store.scrub_after(&bad_sector));
+    assert_eq!(home.store.damage(), Vec::<String>::new());
+    // What is not of a table of this store is nobody's.
+    let other = Error::corruption(Path::new("/elsewhere"), 0, None, "damaged");
+    assert!(!home.store.scrub_after(&other));
+    assert!(home.get("a000").unwrap() && home.fatal.messages().is_empty());
+}
+
 /// Whatever goes on beside it, a scrub finds nothing where nothing is damaged, and no table file stays for its sake.
 #[test]
 fn what_changes_under_a_scrub_is_not_called_damage() {

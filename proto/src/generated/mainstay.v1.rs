@@ -980,7 +980,7 @@ pub struct ScrubRequest {
     #[prost(uint64, tag = "1")]
     pub bytes_per_second: u64,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ScrubProgress {
     #[prost(uint64, tag = "1")]
     pub bytes_done: u64,
@@ -990,6 +990,13 @@ pub struct ScrubProgress {
     pub files_done: u64,
     #[prost(uint64, tag = "4")]
     pub files_total: u64,
+    /// Files that could not be read, which says nothing of their bytes. The last message of a scrub that saw everything
+    /// has `files_done` + `unread_files` = `files_total`.
+    #[prost(uint64, tag = "5")]
+    pub unread_files: u64,
+    /// Why, for the first of them; in the last message.
+    #[prost(string, repeated, tag = "6")]
+    pub unread: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RepairTableRequest {

@@ -3,6 +3,8 @@
 //! Owns: both ends of a table's transfer, and when a replica may give its data up. Never: a table whose hash does not
 //! match, and never data given up by a primary, or by a replica that nobody could seed or that has no room for a seed.
 
+mod transfer;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +16,8 @@ use tokio::sync::mpsc;
 
 use super::{Driver, RoleName, SeedOffer, SeedRequest, TransportError, blocking};
 use crate::rule::NodeId;
+
+pub use transfer::Patience;
 
 /// Read and sent at a time, in bytes.
 const PART_BYTES: u64 = 1 << 20;
@@ -68,7 +72,7 @@ impl Driver {
         let cluster = self.identity().cluster;
         let failed = |what: &str| Ok(Err(TransportError { node: peer, what: what.to_owned() }));
         let asked = self.transport.fetch_table(peer, cluster, table.id, table.blake3);
-        let mut parts = match tokio::time::timeout(PART_TIMEOUT, asked).await {
+        let parts = match tokio::time::timeout(PART_TIMEOUT, asked).await {
             Ok(Ok(parts)) => parts,
             Ok(Err(e)) => return Ok(Err(e)),
             Err(_) => return failed("no answer in time"),
@@ -77,36 +81,18 @@ impl Driver {
         let file =
             blocking(move || this.env.fs.open(&path, OpenMode::CreateNew).map_err(|e| Error::io("create", &path, e)))
                 .await?;
-        let (mut hash, mut at) = (blake3::Hasher::new(), 0);
-        while at < table.bytes {
-            let data = match tokio::time::timeout(PART_TIMEOUT, parts.recv()).await {
-                Ok(Some(Ok(data))) if data.len() as u64 <= table.bytes - at => data,
-                Ok(Some(Ok(_))) => return failed("sent more than the table has"),
-                Ok(Some(Err(e))) => return Ok(Err(e)),
-                Ok(None) => return failed("broke off"),
-                Err(_) => return failed("stopped sending"),
-            };
-            let (file, path) = (Arc::clone(&file), to.to_owned());
-            (hash, at) = blocking(move || {
-                hash.update(&data);
-                file.write_all_at(&data, at).map_err(|e| Error::io("write", &path, e))?;
-                Ok((hash, at + data.len() as u64))
-            })
-            .await?;
+        let patience = Patience::new(table.bytes);
+        match transfer::receive(parts, patience, table, file, to).await? {
+            Ok(()) => Ok(Ok(())),
+            Err(why) => failed(&why),
         }
-        if *hash.finalize().as_bytes() != table.blake3 {
-            return failed("sent a damaged copy");
-        }
-        let path = to.to_owned();
-        blocking(move || file.sync_data().map_err(|e| Error::io("sync", &path, e))).await?;
-        Ok(Ok(()))
     }
 
     /// Sends a table of this node to a peer. Whether it is whole is for the receiver to see.
     ///
     /// # Errors
     /// In words, when this node has no such table or belongs to another cluster.
-    pub fn serve_table(
+    pub async fn serve_table(
         self: &Arc<Self>,
         cluster: ClusterId,
         id: u128,
@@ -116,23 +102,8 @@ impl Driver {
         if store.identity().cluster != cluster {
             return Err(format!("belongs to cluster {}, not {cluster}", store.identity().cluster));
         }
-        // Held to the end of the transfer: the file stays.
-        let pinned = store.tree().pinned_tables();
-        let table = pinned.tables.iter().find(|t| t.id == id && t.blake3 == blake3).copied();
-        let table = table.ok_or("has no such table")?;
-        let (fs, path) = (Arc::clone(&self.env.fs), store.tree().table_path(id));
-        let (tx, rx) = mpsc::channel(4);
-        tokio::task::spawn_blocking(move || {
-            let _pinned = pinned;
-            let sent = fs
-                .open(&path, OpenMode::Read)
-                .map_err(|e| Error::io("open", &path, e))
-                .and_then(|file| send(&*file, &path, table.bytes, &tx));
-            if let Err(e) = sent {
-                let _ = tx.blocking_send(Err(e));
-            }
-        });
-        Ok(rx)
+        let served = transfer::serve(Arc::clone(store), id, blake3).await.map_err(|e| e.to_string())?;
+        served.ok_or_else(|| "has no such table".to_owned())
     }
 
     /// Gives this node's data up, so that its next life is seeded by the primary: [`Driver::run`] ends with

@@ -29,6 +29,7 @@ use mainstay_engine::{ClusterId, Env, Epoch, Lsn, Options, Position, Result, Tim
 use tokio::sync::watch;
 
 pub use candidate::Promoted;
+pub use mend::Patience;
 #[cfg(any(test, feature = "sim"))]
 pub(crate) use promise_file::{decode_promise, promise_seeds};
 pub use seed::set_aside;

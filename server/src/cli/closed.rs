@@ -1,7 +1,8 @@
 //! `mainstay repair --data`: tables of a node that does not run, which damage may keep from starting. Also the files
 //! that are given as good copies.
 //!
-//! Owns: finding the damage without a server, fetching copies. Never: a directory that a process has open.
+//! Owns: finding the damage without a server, fetching copies. Never: a change to a directory that a process has open:
+//! its locks are held from before the first look to the end.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,15 +11,16 @@ use std::sync::Arc;
 use anyhow::Context;
 use mainstay_backup::{Repository, copy_table};
 use mainstay_engine::fs::os::OsFs;
-use mainstay_engine::fs::{File, Fs, OpenMode};
+use mainstay_engine::fs::{File, Fs, LockGuard, OpenMode};
 use mainstay_engine::inspect::{self, Finding, SpacedKey, TableView};
-use mainstay_engine::store::{Identity, Store};
+use mainstay_engine::store::{Closed, Identity};
 use mainstay_engine::table::{TableFile, parse_table_name};
 use mainstay_engine::{Env, Error};
 
 use super::failure::Hint;
 use super::repair::{Keys, Node, Report, Table, hex, key};
 use crate::codes::Exit;
+use crate::node::directory::claim;
 use crate::service::without_advice;
 
 /// Sent of a file at a time, in bytes.
@@ -49,6 +51,8 @@ pub(super) async fn repair(dir: &Path, repository: Option<&str>, wanted: &Wanted
         }
         .into());
     };
+    // Before the first look: what is found is still so when it is mended, and nobody else writes to `seeds`.
+    let held = if wanted.dry_run { None } else { Some(Held::take(&env, dir)?) };
     let given = wanted.from.map(table_id).transpose()?;
     let wanted_id = wanted.table.or(given);
     let (checking, at) = (Arc::clone(&env.fs), dir.to_owned());
@@ -68,8 +72,8 @@ pub(super) async fn repair(dir: &Path, repository: Option<&str>, wanted: &Wanted
     let mut rows = Vec::new();
     for (file, finding) in tables.into_values().filter(|(f, _)| wanted_id.is_none_or(|id| id == f.id)) {
         let mut row = row(&env.fs, &file, &finding);
-        if !wanted.dry_run {
-            match one(&env, dir, &file, identity, wanted.from, repository.as_ref()).await? {
+        if let Some(held) = &held {
+            match one(&env, &held.store, dir, &file, identity, wanted.from, repository.as_ref()).await? {
                 Ok(source) => row.repaired_from = Some(source),
                 Err(why) => row.error = Some(why),
             }
@@ -123,9 +127,37 @@ fn row(fs: &Arc<dyn Fs>, file: &TableFile, finding: &Finding) -> Table {
     }
 }
 
+/// The locks of a directory: the node's, which it has while it is being seeded too, and the store's.
+struct Held {
+    store: Arc<Closed>,
+    _node: Box<dyn LockGuard>,
+}
+
+impl Held {
+    fn take(env: &Env, dir: &Path) -> anyhow::Result<Self> {
+        let node = claim(env, dir).map_err(in_use)?;
+        let store = Closed::lock(env, dir).map_err(|e| in_use(e.into()))?;
+        Ok(Self { store: Arc::new(store), _node: node })
+    }
+}
+
+/// What to do about a directory that a process has.
+fn in_use(e: anyhow::Error) -> anyhow::Error {
+    match e.downcast_ref::<Error>() {
+        Some(Error::InUse(_)) => Hint {
+            what: e.to_string(),
+            next: "the node runs: `mainstay repair --node HOST:PORT` repairs it without a stop".to_owned(),
+            exit: Exit::Failed,
+        }
+        .into(),
+        _ => e,
+    }
+}
+
 /// Repairs one table; the inner error says why there is no good copy.
 async fn one(
     env: &Env,
+    held: &Arc<Closed>,
     dir: &Path,
     file: &TableFile,
     identity: Identity,
@@ -133,7 +165,7 @@ async fn one(
     repository: Option<&Repository>,
 ) -> anyhow::Result<Result<String, String>> {
     if let Some(from) = from {
-        return put(env, dir, file, from.to_owned(), from.display().to_string()).await;
+        return put(held, file, from.to_owned(), from.display().to_string()).await;
     }
     let Some(repository) = repository else {
         return Ok(Err("no repository is given with --repository, and no copy with --from".to_owned()));
@@ -143,7 +175,7 @@ async fn one(
     let scratch = seeds.join(format!("repair-{:016x}.table", env.rng.next_u64()));
     let fetched = copy_table(repository, identity.cluster, file, &scratch, |_| {}).await;
     let done = match fetched {
-        Ok(true) => put(env, dir, file, scratch.clone(), repository.url().to_owned()).await,
+        Ok(true) => put(held, file, scratch.clone(), repository.url().to_owned()).await,
         Ok(false) => Ok(Err(format!("no base backup in {} has it", repository.url()))),
         Err(e) => Ok(Err(e.to_string())),
     };
@@ -153,22 +185,15 @@ async fn one(
 }
 
 async fn put(
-    env: &Env,
-    dir: &Path,
+    held: &Arc<Closed>,
     file: &TableFile,
     from: PathBuf,
     source: String,
 ) -> anyhow::Result<Result<String, String>> {
-    let (at, dir, id) = (env.clone(), dir.to_owned(), file.id);
-    let done = tokio::task::spawn_blocking(move || Store::repair_closed(&at, &dir, id, &from)).await?;
+    let (at, id) = (Arc::clone(held), file.id);
+    let done = tokio::task::spawn_blocking(move || at.repair_table(id, &from)).await?;
     match done {
         Ok(()) => Ok(Ok(source)),
-        Err(e @ Error::InUse(_)) => Err(Hint {
-            what: e.to_string(),
-            next: "the node runs: `mainstay repair --node HOST:PORT` repairs it without a stop".to_owned(),
-            exit: Exit::Failed,
-        }
-        .into()),
         // What was repaired before is told all the same.
         Err(e) => Ok(Err(without_advice(&e.to_string()).to_owned())),
     }

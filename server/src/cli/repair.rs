@@ -28,7 +28,8 @@ Examples:
   mainstay scrub --node b:7400 --rate 20            at 20 MiB a second
 
 A node does the same once a day by itself, slowly. Reads what the operating system gives: a page that is still in its
-memory is read as it was. Exit code 4 when something is damaged; `mainstay repair` is what comes next.")]
+memory is read as it was. Exit code 4 when something is damaged; `mainstay repair` is what comes next. Exit code 1 when
+files could not be read or the scrub ended early: then nobody knows whether all is whole.")]
 pub struct ScrubArgs {
     /// Client address of the node to read; default: all endpoints
     #[arg(long, value_name = "HOST:PORT")]
@@ -84,7 +85,7 @@ fn parse_id(text: &str) -> Result<u128, String> {
 /// What a scrub or a repair came to.
 #[derive(Serialize)]
 pub(super) struct Report {
-    /// Nothing is damaged, or nothing any more.
+    /// Nothing is damaged, or nothing any more; and a scrub read everything.
     pub(super) ok: bool,
     pub(super) nodes: Vec<Node>,
     /// Endpoints that do not answer: nothing is known of them.
@@ -93,7 +94,7 @@ pub(super) struct Report {
 
 impl Report {
     fn of(nodes: Vec<Node>, silent: Vec<String>) -> Self {
-        Self { ok: nodes.iter().all(|n| !n.damaged()), nodes, silent }
+        Self { ok: nodes.iter().all(|n| !n.damaged() && n.seen()), nodes, silent }
     }
 }
 
@@ -112,10 +113,16 @@ pub(super) struct Node {
     pub(super) next: Option<String>,
 }
 
-#[derive(Clone, Copy, Serialize)]
+#[derive(Default, Serialize)]
 pub(super) struct Read {
     files: u64,
     bytes: u64,
+    /// Files that could not be read, which says nothing of their bytes.
+    unread_files: u64,
+    /// Why, of the first of them.
+    unread: Vec<String>,
+    /// Why the scrub ended before everything was read.
+    ended: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -183,11 +190,19 @@ impl Node {
         !self.other.is_empty() || self.tables.iter().any(|t| t.repaired_from.is_none())
     }
 
+    /// A scrub, if there was one, read everything.
+    fn seen(&self) -> bool {
+        self.read.as_ref().is_none_or(|r| r.unread_files == 0 && r.ended.is_none())
+    }
+
     fn text(&self) -> String {
         let who = self.node.map_or_else(String::new, |n| format!("node {n} at "));
         let mut out = format!("{who}{}: ", self.addr);
-        if let Some(Read { files, bytes }) = self.read {
-            out += &format!("{files} files read, {}; ", output::bytes(bytes));
+        if let Some(Read { files, bytes, unread_files, .. }) = &self.read {
+            out += &format!("{files} files read, {}; ", output::bytes(*bytes));
+            if *unread_files > 0 {
+                out += &format!("could not be read: {unread_files}; ");
+            }
         }
         out += &match (self.tables.len(), self.other.len()) {
             (0, 0) => "no damage known".to_owned(),
@@ -212,6 +227,10 @@ impl Node {
             }
         }
         self.other.iter().for_each(|o| out += &format!("\n  {o}"));
+        if let Some(read) = &self.read {
+            read.unread.iter().for_each(|u| out += &format!("\n  not read: {u}"));
+            read.ended.iter().for_each(|e| out += &format!("\n  not everything was read: {e}"));
+        }
         out
     }
 }
@@ -225,24 +244,72 @@ pub(super) async fn scrub(global: &Global, args: ScrubArgs) -> anyhow::Result<Ex
     let mut nodes = Vec::new();
     let (asked, silent) = nodes_of(global, &client, args.node).await?;
     for (addr, status) in asked {
-        let mut read = Read { files: 0, bytes: 0 };
-        let mut progress = Progress::bytes("scrub", 0);
-        let mut messages = client.scrub(&addr, args.rate.saturating_mul(1 << 20)).await?;
-        while let Some(m) = messages.next().await? {
-            progress.at(m.bytes_done, m.bytes_total, || format!("of node {}", status.node_id));
-            read = Read { files: m.files_done, bytes: m.bytes_done };
+        let mut read = Read::default();
+        if let Err(e) = read_all(&client, &addr, status.node_id, args.rate, &mut read).await {
+            read.ended = Some(e.to_string());
         }
-        progress.clear();
-        let found = client.damage(&addr).await?;
+        // One that does not answer keeps nothing of the others back.
+        let found = client.damage(&addr).await.unwrap_or_else(|e| {
+            read.ended.get_or_insert(e.to_string());
+            ListDamageResponse::default()
+        });
         nodes.push(node(&addr, &status, Some(read), &found));
     }
     let report = Report::of(nodes, silent);
     print(global, &report)?;
-    Ok(match (report.ok, report.silent.is_empty()) {
-        (false, _) => Exit::NegativeVerdict,
-        (true, false) => Exit::Warnings,
-        (true, true) => Exit::Ok,
-    })
+    if report.nodes.iter().any(Node::damaged) {
+        return Ok(Exit::NegativeVerdict);
+    }
+    if !report.ok {
+        return Err(unseen(&report).into());
+    }
+    Ok(if report.silent.is_empty() { Exit::Ok } else { Exit::Warnings })
+}
+
+/// A scrub of one node to its end.
+async fn read_all(client: &Client, addr: &str, id: u64, rate: u64, read: &mut Read) -> anyhow::Result<()> {
+    let mut progress = Progress::bytes("scrub", 0);
+    let mut messages = client.scrub(addr, rate.saturating_mul(1 << 20)).await?;
+    let mut total = None;
+    loop {
+        let next = messages.next().await;
+        let Ok(Some(m)) = next else {
+            progress.clear();
+            next?;
+            break;
+        };
+        progress.at(m.bytes_done, m.bytes_total, || format!("of node {id}"));
+        (read.files, read.bytes, read.unread_files) = (m.files_done, m.bytes_done, m.unread_files);
+        read.unread = m.unread;
+        total = Some(m.files_total);
+    }
+    // The node may have been stopped meanwhile.
+    let seen = read.files + read.unread_files;
+    match total {
+        Some(total) if seen >= total => Ok(()),
+        Some(total) => anyhow::bail!("the scrub ended after {seen} of {total} files"),
+        None => anyhow::bail!("the scrub ended before it began"),
+    }
+}
+
+/// Nothing known is damaged, and not everything was read.
+fn unseen(report: &Report) -> Hint {
+    let mut what: Vec<String> = Vec::new();
+    for n in &report.nodes {
+        let Some(read) = &n.read else { continue };
+        let why = read.unread.first().map_or_else(String::new, |why| format!(" ({why})"));
+        if read.unread_files > 0 {
+            what.push(format!("files of {} that could not be read: {}{why}", n.addr, read.unread_files));
+        }
+        if let Some(e) = &read.ended {
+            what.push(format!("{}: {e}", n.addr));
+        }
+    }
+    Hint {
+        what: format!("nobody knows whether all is whole: {}", what.join("; ")),
+        next: "do away with what is named (`mainstay status`, the node's log), then `mainstay scrub` again".to_owned(),
+        exit: Exit::Failed,
+    }
 }
 
 fn node(addr: &str, status: &StatusResponse, read: Option<Read>, found: &ListDamageResponse) -> Node {

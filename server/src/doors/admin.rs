@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use mainstay_engine::inspect::SpacedKey;
+use mainstay_engine::store::ScrubPass;
 use mainstay_engine::tree::DamagedTable;
 use mainstay_proto::v1;
 use mainstay_proto::v1::admin_server::Admin;
@@ -17,7 +18,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::status;
 use crate::node::archive::Archive;
 use crate::node::repair::Repair;
-use crate::node::status::report;
+use crate::node::status::{Looking, report};
 use crate::service::{Class, Code, Failure, Service, without_advice};
 
 /// Serves operator calls.
@@ -29,6 +30,8 @@ pub struct AdminDoor {
     pub archive: Archive,
     /// Repair of its tables.
     pub repair: Repair,
+    /// Held while status looks at the disk.
+    pub looking: Looking,
     /// Addresses of the peers, for status.
     pub peers: std::collections::BTreeMap<u64, String>,
 }
@@ -41,7 +44,7 @@ impl Admin for AdminDoor {
     type ScrubStream = BoxStream<v1::ScrubProgress>;
 
     async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
-        Ok(Response::new(report(&self.service, &self.archive, &self.peers)))
+        Ok(Response::new(report(&self.service, &self.archive, &self.peers, &self.looking).await))
     }
 
     async fn promote(&self, request: Request<v1::PromoteRequest>) -> Result<Response<v1::PromoteResponse>, Status> {
@@ -106,21 +109,13 @@ impl Admin for AdminDoor {
     }
 
     async fn list_damage(&self, _: Request<v1::ListDamageRequest>) -> Result<Response<v1::ListDamageResponse>, Status> {
-        let store = self.repair.store().map_err(status)?;
-        let tables = store.tree().damaged_tables().into_iter().map(damaged_table).collect();
-        Ok(Response::new(v1::ListDamageResponse { tables, log: store.damaged_log() }))
+        let (tables, log) = self.repair.damage().await.map_err(status)?;
+        Ok(Response::new(v1::ListDamageResponse { tables: tables.into_iter().map(damaged_table).collect(), log }))
     }
 
     async fn scrub(&self, request: Request<v1::ScrubRequest>) -> Result<Response<Self::ScrubStream>, Status> {
         let progress = self.repair.scrub(request.into_inner().bytes_per_second).map_err(status)?;
-        let stream = ReceiverStream::new(progress).map(|s| {
-            Ok(v1::ScrubProgress {
-                bytes_done: s.bytes_done,
-                bytes_total: s.bytes_total,
-                files_done: s.files_done,
-                files_total: s.files_total,
-            })
-        });
+        let stream = ReceiverStream::new(progress).map(|p| p.map(scrub_progress).map_err(status));
         Ok(Response::new(Box::pin(stream)))
     }
 
@@ -156,6 +151,17 @@ impl Admin for AdminDoor {
         let refused = |why| status(Failure::new(Code::NotReseeded, Class::NotExecuted, why));
         let primary = driver.reseed(request.into_inner().accept_fewer).await.map_err(refused)?;
         Ok(Response::new(v1::ReseedResponse { incarnation: driver.incarnation(), primary_id: primary.0 }))
+    }
+}
+
+fn scrub_progress(p: ScrubPass) -> v1::ScrubProgress {
+    v1::ScrubProgress {
+        bytes_done: p.stats.bytes_done,
+        bytes_total: p.stats.bytes_total,
+        files_done: p.stats.files_done,
+        files_total: p.stats.files_total,
+        unread_files: p.stats.unread_files,
+        unread: p.unread,
     }
 }
 

@@ -23,7 +23,7 @@ pub fn status(f: Failure) -> Status {
         Code::ConditionFailed | Code::NotPromoted | Code::NotReseeded => GrpcCode::FailedPrecondition,
         Code::Limit | Code::BadRequest => GrpcCode::InvalidArgument,
         Code::Indeterminate => GrpcCode::Unknown,
-        Code::Stopped | Code::Archive => GrpcCode::Internal,
+        Code::Stopped | Code::Archive | Code::ReadFailed => GrpcCode::Internal,
         Code::LogGone | Code::HistoryGone => GrpcCode::OutOfRange,
         Code::NoRepository => GrpcCode::FailedPrecondition,
         Code::Corruption => GrpcCode::DataLoss,

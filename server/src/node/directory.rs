@@ -50,7 +50,7 @@ pub(super) fn inhabited(env: &Env, dir: &Path) -> anyhow::Result<bool> {
 ///
 /// # Errors
 /// `InUse`, or the operating system's.
-pub(super) fn claim(env: &Env, dir: &Path) -> anyhow::Result<Box<dyn LockGuard>> {
+pub(crate) fn claim(env: &Env, dir: &Path) -> anyhow::Result<Box<dyn LockGuard>> {
     env.fs.create_dir_all(dir).with_context(|| denied("make", dir))?;
     match env.fs.lock(&dir.join(LOCK)) {
         Ok(lock) => Ok(lock),

@@ -4,7 +4,7 @@
 //! stopping, starting again empty when the node must be seeded. Never: what the parts do.
 
 pub mod archive;
-mod directory;
+pub(crate) mod directory;
 pub mod repair;
 pub mod status;
 
@@ -36,6 +36,7 @@ use crate::peers::{GrpcTransport, PeerDoor};
 use crate::service::Service;
 use archive::{Archive, LogKept};
 use repair::Repair;
+use status::Looking;
 
 /// How long an orderly stop may take before it is cut short.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
@@ -285,6 +286,7 @@ impl Doors<'_> {
             service: self.service.clone(),
             archive: self.archive.clone(),
             repair: self.repair.clone(),
+            looking: Looking::default(),
             peers: self.config.peers.clone(),
         })
     }

@@ -14,9 +14,10 @@ use mainstay_backup::{Repository, copy_table};
 use mainstay_engine::Error;
 use mainstay_engine::exec::Progress;
 use mainstay_engine::fs::{File, OpenMode};
-use mainstay_engine::store::{ScrubStats, Store};
+use mainstay_engine::store::{ScrubPass, Store};
 use mainstay_engine::table::TableFile;
-use mainstay_replication::driver::Driver;
+use mainstay_engine::tree::DamagedTable;
+use mainstay_replication::driver::{Driver, Patience};
 use tokio::sync::mpsc;
 
 use super::archive::Archive;
@@ -60,6 +61,15 @@ impl Repair {
         self.driver.store().cloned().ok_or_else(none)
     }
 
+    /// The damaged tables that are known, and the damage of the log as text.
+    ///
+    /// # Errors
+    /// `NotReady`.
+    pub async fn damage(&self) -> Result<(Vec<DamagedTable>, Vec<String>), Failure> {
+        let store = self.store()?;
+        blocking(move || Ok((store.tree().damaged_tables(), store.damaged_log()))).await
+    }
+
     /// Replaces table `id` by a copy out of the repository, or from another node that has the very same table.
     ///
     /// # Errors
@@ -67,7 +77,7 @@ impl Repair {
     /// another repair; the engine's. The table is as it was then.
     pub async fn from_elsewhere(&self, id: u128) -> Result<Repaired, Failure> {
         let _one = self.begin()?;
-        let (store, table) = self.table(id)?;
+        let (store, table) = self.table(id).await?;
         let copy = Scratch::new(&store).await?;
         let mut tried = Vec::new();
         match self.archive.repository() {
@@ -85,42 +95,29 @@ impl Repair {
         Err(Failure::new(Code::NoCopy, Class::NotExecuted, text))
     }
 
-    /// Replaces table `id` by the copy that the caller sends.
+    /// Replaces table `id` by the copy that the caller sends. One that does not send keeps others waiting for a while only.
     ///
     /// # Errors
-    /// As [`Repair::from_elsewhere`]; `BadRequest` when the copy is damaged, or whole and another table.
-    pub async fn from_caller<S, E>(&self, id: u128, mut data: S) -> Result<Repaired, Failure>
+    /// As [`Repair::from_elsewhere`]; `BadRequest` when the copy is damaged, or whole and another table, or when it does
+    /// not come.
+    pub async fn from_caller<S, E>(&self, id: u128, data: S) -> Result<Repaired, Failure>
     where
         S: Stream<Item = Result<Bytes, E>> + Unpin + Send,
         E: ToString,
     {
         let _one = self.begin()?;
-        let (store, table) = self.table(id)?;
+        let (store, table) = self.table(id).await?;
         let copy = Scratch::new(&store).await?;
-        let file = copy.create().await?;
-        let mut at = 0;
-        while let Some(part) = data.next().await {
-            let part = part.map_err(|e| {
-                Failure::new(Code::BadRequest, Class::NotExecuted, format!("the copy broke off: {}", e.to_string()))
-            })?;
-            let end = at + part.len() as u64;
-            if end > table.bytes {
-                let text = format!("the copy is no copy of this table: it is longer than {} bytes", table.bytes);
-                return Err(Failure::bad(text));
-            }
-            let (file, path) = (Arc::clone(&file), copy.path.clone());
-            blocking(move || file.write_all_at(&part, at).map_err(|e| Error::io("write", &path, e))).await?;
-            at = end;
-        }
+        receive(data, Patience::new(table.bytes), table.bytes, copy.create().await?, &copy.path).await?;
         put(&store, &table, copy, "the file given".to_owned()).await
     }
 
     /// Reads everything at rest on this node once, at about so many bytes a second (zero: as fast as it goes). The
-    /// receiver gets the progress; dropping it ends the scrub.
+    /// receiver gets the progress, and at last the pass; dropping it ends the scrub.
     ///
     /// # Errors
-    /// `NotReady`.
-    pub fn scrub(&self, rate: u64) -> Result<mpsc::Receiver<ScrubStats>, Failure> {
+    /// `NotReady`; through the receiver `Stopped` when the pass ended early.
+    pub fn scrub(&self, rate: u64) -> Result<mpsc::Receiver<Result<ScrubPass, Failure>>, Failure> {
         let store = self.store()?;
         let (tx, rx) = mpsc::channel(4);
         tokio::spawn(async move {
@@ -134,15 +131,30 @@ impl Repair {
                 let step = if rate == 0 { SCRUB_STEP } else { SCRUB_STEP.min(rate) };
                 let stepping = Arc::clone(&store);
                 let stepped = tokio::task::spawn_blocking(move || stepping.scrub_step(step)).await;
-                let stats = store.scrub_stats();
-                let over = stepped.is_err() || stats.passes >= passes;
-                if over || clock.monotonic().saturating_sub(told) >= TELL_EVERY {
+                let worked = match stepped {
+                    Ok(progress) => progress == Progress::Worked,
+                    Err(e) => {
+                        let text = format!(
+                            "the scrub ended before everything was read ({e}); the node's log has the cause, the node \
+                             goes on"
+                        );
+                        let _ = tx.send(Err(Failure::new(Code::Stopped, Class::NotExecuted, text))).await;
+                        return;
+                    }
+                };
+                // Another pass may have begun by now.
+                if let Some(pass) = store.last_scrub().filter(|p| p.stats.passes >= passes) {
+                    let _ = tx.send(Ok(pass)).await;
+                    return;
+                }
+                if clock.monotonic().saturating_sub(told) >= TELL_EVERY {
                     told = clock.monotonic();
-                    if tx.send(stats).await.is_err() || over {
+                    let so_far = ScrubPass { stats: store.scrub_stats(), unread: Vec::new() };
+                    if tx.send(Ok(so_far)).await.is_err() {
                         return;
                     }
                 }
-                if rate > 0 && matches!(stepped, Ok(Progress::Worked)) {
+                if rate > 0 && worked {
                     let due = Duration::from_secs_f64(step as f64 / rate as f64);
                     tokio::time::sleep(due.saturating_sub(clock.monotonic().saturating_sub(begun))).await;
                 }
@@ -157,13 +169,50 @@ impl Repair {
     }
 
     /// The store, and what its manifest says of a table.
-    fn table(&self, id: u128) -> Result<(Arc<Store>, TableFile), Failure> {
+    async fn table(&self, id: u128) -> Result<(Arc<Store>, TableFile), Failure> {
         let store = self.store()?;
-        let table = store.tree().pinned_tables().tables.into_iter().find(|t| t.id == id);
-        let table = table.ok_or_else(|| {
+        let at = Arc::clone(&store);
+        let tables = blocking(move || Ok(at.tree().pinned_tables().tables)).await?;
+        let table = tables.into_iter().find(|t| t.id == id).ok_or_else(|| {
             Failure::bad(format!("this node has no table {id:032x}; it may be merged away, see `mainstay scrub`"))
         })?;
         Ok((store, table))
+    }
+}
+
+/// Writes to a file what the caller sends, at most so many bytes.
+async fn receive<S, E>(
+    mut data: S,
+    patience: Patience,
+    bytes: u64,
+    file: Arc<dyn File>,
+    path: &Path,
+) -> Result<(), Failure>
+where
+    S: Stream<Item = Result<Bytes, E>> + Unpin + Send,
+    E: ToString,
+{
+    let broken = |why: &str| {
+        let text = format!("the copy broke off: {why}; nothing was changed");
+        Failure::new(Code::BadRequest, Class::NotExecuted, text)
+    };
+    let mut at = 0;
+    loop {
+        let part = match patience.wait(data.next()).await {
+            Ok(None) => return Ok(()),
+            Ok(Some(part)) => part.map_err(|e| broken(&e.to_string()))?,
+            Err(why) => return Err(broken(&format!("the client {why}"))),
+        };
+        if part.is_empty() {
+            return Err(broken("the client sent a part with nothing in it"));
+        }
+        let end = at + part.len() as u64;
+        if end > bytes {
+            return Err(Failure::bad(format!("the copy is no copy of this table: it is longer than {bytes} bytes")));
+        }
+        let (file, path) = (Arc::clone(&file), path.to_owned());
+        blocking(move || file.write_all_at(&part, at).map_err(|e| Error::io("write", &path, e))).await?;
+        at = end;
     }
 }
 
@@ -241,9 +290,54 @@ impl Drop for Scratch {
     }
 }
 
+/// Off the runtime's threads: whoever changes the manifest holds its lock while the disk syncs, and a disk may hang.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> mainstay_engine::Result<T> + Send + 'static,
 ) -> Result<T, Failure> {
     let done = tokio::task::spawn_blocking(work).await;
     Ok(done.unwrap_or_else(|e| Err(Error::Stopped(format!("background work ended: {e}"))))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::stream;
+    use mainstay_engine::fs::Fs;
+    use mainstay_engine::fs::os::OsFs;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(3600);
+    const SHORT: Duration = Duration::from_millis(50);
+
+    type Part = Result<Bytes, String>;
+
+    /// What comes of a copy of so many bytes; an endless one ends the test.
+    async fn received<S: Stream<Item = Part> + Unpin + Send>(bytes: u64, data: S, patience: Patience) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("copy");
+        let file = OsFs::new().open(&path, OpenMode::CreateNew).unwrap();
+        let received = receive(data, patience, bytes, Arc::clone(&file), &path);
+        let received = tokio::time::timeout(Duration::from_secs(60), received).await.expect("held up for ever");
+        received.map_or_else(
+            |f| {
+                assert_ne!(f.class, Class::Indeterminate, "{f}");
+                f.message
+            },
+            |()| format!("{} bytes", file.len().unwrap()),
+        )
+    }
+
+    #[tokio::test]
+    async fn a_client_that_sends_nothing_that_counts_is_given_up() {
+        let part = |bytes: usize| Ok(Bytes::from(vec![7; bytes]));
+        assert_eq!(received(9, stream::iter([part(4), part(5)]), Patience::of(LONG, LONG)).await, "9 bytes");
+        let over = received(9, stream::iter([part(4), part(6)]), Patience::of(LONG, LONG)).await;
+        assert!(over.contains("longer than 9 bytes"), "{over}");
+        let empty = received(9, stream::repeat_with(|| part(0)), Patience::of(LONG, LONG)).await;
+        assert!(empty.contains("the client sent a part with nothing in it"), "{empty}");
+        let silent = received(9, stream::pending(), Patience::of(SHORT, LONG)).await;
+        assert!(silent.contains("the client sent nothing for 50ms"), "{silent}");
+        let trickle = received(u64::MAX, stream::repeat_with(|| part(1)), Patience::of(LONG, SHORT)).await;
+        assert!(trickle.contains("the client sends too slowly"), "{trickle}");
+    }
 }

@@ -3,6 +3,8 @@
 //! Owns: gathering facts. Never: asking other nodes; one lone node must be able to answer.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use mainstay_backup::ArchiveStatus;
 use mainstay_backup::archive::ArchiverState;
@@ -12,13 +14,47 @@ use mainstay_engine::{CommitTs, Lsn};
 use mainstay_proto::v1;
 use mainstay_replication::driver::{PeerProgress, RoleName};
 use mainstay_replication::rule::NodeId;
+use tokio::sync::Semaphore;
 
 use super::archive::Archive;
 use crate::service::{Service, without_advice};
 
+/// Longest wait for the disk.
+const LOOK_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// One look at the disk at a time, and only for so long: a disk that hangs holds up neither the status nor one thread
+/// more with each. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Looking(Arc<Semaphore>);
+
+impl Default for Looking {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(1)))
+    }
+}
+
+impl Looking {
+    /// What is found in time.
+    async fn find<T: Send + 'static>(&self, look: impl FnOnce() -> Option<T> + Send + 'static) -> Option<T> {
+        let found = async {
+            let one = Arc::clone(&self.0).acquire_owned().await.ok()?;
+            let looked = tokio::task::spawn_blocking(move || {
+                let _one = one;
+                look()
+            });
+            looked.await.ok().flatten()
+        };
+        tokio::time::timeout(LOOK_TIMEOUT, found).await.ok().flatten()
+    }
+}
+
 /// The node's status message.
-#[must_use]
-pub fn report(service: &Service, archive: &Archive, peers: &BTreeMap<u64, String>) -> v1::StatusResponse {
+pub async fn report(
+    service: &Service,
+    archive: &Archive,
+    peers: &BTreeMap<u64, String>,
+    looking: &Looking,
+) -> v1::StatusResponse {
     let driver = service.driver();
     let role = driver.role().borrow().clone();
     let promise = driver.promise();
@@ -54,7 +90,7 @@ pub fn report(service: &Service, archive: &Archive, peers: &BTreeMap<u64, String
         out.commit_lsn = store.committed().get().0;
         out.applied_lsn = store.applied().get().0;
         out.archived_lsn = service.archived().get().0;
-        unarchived = oldest_unarchived(store, service.archived().get(), failing);
+        unarchived = oldest_unarchived(store, service.archived().get(), failing, looking).await;
         if let Some((_, archiver)) = archived.as_ref().filter(|_| leads) {
             needed = needed_log(store, archiver, service.archived().get());
         }
@@ -114,13 +150,14 @@ fn damage(all: &[String]) -> Option<String> {
 
 /// Commit timestamp of the oldest committed record that is not known to be archived, as the log has
 /// it. None while the archiver still looks for the end of the archive.
-fn oldest_unarchived(store: &Store, archived: Lsn, failing: bool) -> Option<CommitTs> {
+async fn oldest_unarchived(store: &Arc<Store>, archived: Lsn, failing: bool, looking: &Looking) -> Option<CommitTs> {
     if archived >= store.committed().get() || (archived == Lsn::ZERO && !failing) {
         return None;
     }
     let next = archived.next().max(store.log().oldest());
+    let store = Arc::clone(store);
     // A status without a lag is better than no status.
-    store.log().position_at(next).ok().flatten().map(|p| p.ts)
+    looking.find(move || store.log().position_at(next).ok().flatten().map(|p| p.ts)).await
 }
 
 /// How much log the archiver of a primary still needs, and how much is kept for it at most, in bytes.
@@ -150,5 +187,23 @@ fn peer(node_id: u64, addr: &str, p: PeerProgress, head: u64) -> v1::PeerStatus 
         lag_records,
         lag_ms: p.lag_ms,
         state: state.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_disk_that_hangs_costs_status_what_it_would_say_and_one_thread() {
+        let looking = Looking::default();
+        assert_eq!(looking.find(|| Some(7)).await, Some(7));
+        let (over, hangs) = std::sync::mpsc::channel::<()>();
+        let waits = looking.find(move || hangs.recv().ok().map(|()| 8));
+        assert_eq!(tokio::time::timeout(Duration::from_secs(10), waits).await.expect("status hangs"), None);
+        // Not begun while the first one hangs.
+        assert_eq!(looking.find(|| -> Option<u8> { panic!("a second look") }).await, None);
+        over.send(()).unwrap();
+        assert_eq!(looking.find(|| Some(9)).await, Some(9));
     }
 }

@@ -92,7 +92,7 @@ impl Peer for PeerDoor {
         let r = request.into_inner();
         let cluster = wire::cluster(&r.cluster_id).map_err(malformed)?;
         let (id, blake3) = wire::table(&r.id, &r.blake3).map_err(malformed)?;
-        let parts = self.driver.serve_table(cluster, id, blake3).map_err(Status::not_found)?;
+        let parts = self.driver.serve_table(cluster, id, blake3).await.map_err(Status::not_found)?;
         let stream = ReceiverStream::new(parts)
             .map(|p| p.map(|data| v1::TableChunk { data: data.into() }).map_err(|e| Status::internal(e.to_string())));
         Ok(Response::new(Box::pin(stream)))

@@ -58,6 +58,8 @@ pub enum Code {
     Archive,
     /// Damaged data.
     Corruption,
+    /// The disk or the operating system did not give what a read needs.
+    ReadFailed,
     /// The promotion did not come about.
     NotPromoted,
     /// Nobody has a good copy of a damaged table.
@@ -85,6 +87,7 @@ impl Code {
             Code::NoRepository => "NO_REPOSITORY",
             Code::Archive => "ARCHIVE",
             Code::Corruption => "CORRUPTION",
+            Code::ReadFailed => "READ_FAILED",
             Code::NotPromoted => "NOT_PROMOTED",
             Code::NoCopy => "NO_COPY",
             Code::NotReseeded => "NOT_RESEEDED",

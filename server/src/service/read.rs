@@ -141,28 +141,38 @@ impl Service {
         Ok((rx, lsn))
     }
 
-    /// A read that a table failed: the table is read whole behind it, so that `status` and a repair know of the damage
-    /// before the next scrub comes by.
+    /// A read that a table failed did nothing, whatever the error's class is where writes are concerned. If the table's
+    /// bytes are damaged or lost, it is read whole behind the answer, so that `status` and a repair know of it before
+    /// the next scrub comes by.
     pub(super) fn read_failed(&self, e: Error) -> Failure {
         let table = match &e {
             Error::Corruption { path, .. } | Error::Io { path, .. } => path.file_name().and_then(|n| n.to_str()),
             _ => None,
         };
         let Some(id) = table.and_then(parse_table_name) else { return e.into() };
-        if let Ok(store) = self.store().cloned()
+        let failure = failed_at_table(&e);
+        if e.damaged_file().is_some()
+            && let Ok(store) = self.store().cloned()
             && let Ok(one) = Arc::clone(&self.checking).try_acquire_owned()
         {
             tokio::task::spawn_blocking(move || {
                 let _one = one;
                 let known = |t: &DamagedTable| t.file.id == id;
-                if !store.tree().damaged_tables().iter().any(known) && store.scrub_table(id) {
+                if !store.tree().damaged_tables().iter().any(known) && store.scrub_after(&e) {
                     tracing::error!(table = %format!("{id:032x}"), "a read met damage");
                 }
             });
         }
-        let mut failure = Failure::from(e);
-        failure.message.truncate(without_advice(&failure.message).len());
         failure
+    }
+}
+
+/// The answer to a read, or to the look at a write's conditions, that a table failed: before anything was done.
+fn failed_at_table(e: &Error) -> Failure {
+    let text = e.to_string();
+    match e {
+        Error::Corruption { .. } => Failure::new(Code::Corruption, Class::NeverRetry, without_advice(&text)),
+        _ => Failure::new(Code::ReadFailed, Class::NotExecuted, text),
     }
 }
 
@@ -190,4 +200,26 @@ fn scan_into(
         let _ = tx.blocking_send(Ok(page));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn what_a_table_did_not_give_is_a_failed_read_that_names_it_and_changed_nothing() {
+        let path = Path::new("tables").join("0000000000000000000000000000002a.table");
+        for (number, says) in [(5, "Input/output error"), (24, "Too many open files"), (12, "Cannot allocate memory")] {
+            let f = failed_at_table(&Error::io("read", &path, io::Error::from_raw_os_error(number)));
+            assert_eq!((f.code, f.class), (Code::ReadFailed, Class::NotExecuted), "{f}");
+            assert!(f.message.contains(says) && f.message.contains("2a.table"), "{f}");
+            assert!(crate::codes::next_step(f.code.as_str()).is_some());
+        }
+        let f = failed_at_table(&Error::corruption(&path, 7, None, "torn"));
+        assert_eq!((f.code, f.class), (Code::Corruption, Class::NeverRetry), "{f}");
+        assert!(f.message.ends_with("torn"), "{f}");
+    }
 }
