@@ -32,7 +32,7 @@ pub use identity::Identity;
 pub use ingest::Ingested;
 pub use pace::{StallStats, Stalls};
 pub use scrub::ScrubStats;
-pub use stats::StoreStats;
+pub use stats::{StoreStats, SubmitStats};
 pub use submit::Completion;
 pub use workers::Workers;
 pub use write::Written;
