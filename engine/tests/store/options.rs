@@ -36,6 +36,7 @@ fn random_options(seed: u64) -> (Options, bool) {
         memory_limit: among(&[1 << 10, 96 << 10, 256 << 20]),
         compaction_bytes_per_second: among(&[0, 0, 1 << 30]),
         history_window_us: WINDOW_US,
+        gather_syncs: seed.is_multiple_of(2),
         ..Options::tiny()
     };
     (options, rng.below(2) == 0)
