@@ -64,7 +64,8 @@ pub struct Options {
     /// where [`Options::compaction_bytes_per_second`] does not bound it.
     pub merge_threads: usize,
     /// Bytes of keys and values a second that merges go through at most, so that they leave the disk to others; 0
-    /// for no bound. Where writers would have to wait for a merge, it does not count.
+    /// for no bound. Where writers would have to wait for a merge, it does not count. Flushes are exempt: each writes once
+    /// what writers brought, and one that waited would only stop these.
     pub compaction_bytes_per_second: u64,
     /// Bytes a second that the background scrub reads; 0 for no scrub.
     pub scrub_bytes_per_second: u64,
