@@ -1,8 +1,9 @@
 //! How many writes a second the engine takes at each durability:
 //! `cargo run --release --example durable -- DIRECTORY [SECONDS] [NAME]`; with a name only the cases that have it.
 //!
-//! Prints, per durability and number of threads, writes a second and records per sync. Owns: nothing the
-//! engine needs. Never: a figure of another engine (see the benchmarks).
+//! Prints, per durability and number of threads, writes a second and records per sync; of threads that share their syncs
+//! also without the moment for which a group waits (`Options::gather_syncs`). Owns: nothing the engine needs. Never: a
+//! figure of another engine (see the benchmarks).
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, missing_docs, reason = "a tool that ends on any error")]
 
@@ -20,28 +21,31 @@ fn main() {
     let dir = args.next().unwrap_or_else(|| ".".to_owned());
     let seconds = args.next().map_or(2.0, |s| s.parse().unwrap());
     let wanted = args.next().unwrap_or_default();
-    for (durability, threads) in [
-        (Durability::Synced, 1),
-        (Durability::Synced, 4),
-        (Durability::Synced, 16),
-        (Durability::Synced, 64),
-        (Durability::Written, 1),
-        (Durability::Buffered, 1),
+    for (durability, threads, gather_syncs) in [
+        (Durability::Synced, 1, true),
+        (Durability::Synced, 4, true),
+        (Durability::Synced, 4, false),
+        (Durability::Synced, 16, true),
+        (Durability::Synced, 16, false),
+        (Durability::Synced, 64, true),
+        (Durability::Synced, 64, false),
+        (Durability::Written, 1, true),
+        (Durability::Buffered, 1, true),
     ] {
-        if !format!("{durability:?}-{threads}").contains(&wanted) {
+        let name = format!("{durability:?}-{threads}{}", if gather_syncs { "" } else { "-ungathered" });
+        if !name.contains(&wanted) {
             continue;
         }
         let scratch = tempfile::tempdir_in(Path::new(&dir)).unwrap();
+        let options = Options { gather_syncs, ..Options::default() };
         let identity = Identity { cluster: ClusterId(1), timeline: TimelineId(1) };
-        let store = Arc::new(Store::create(Env::real(), scratch.path(), &Options::default(), identity).unwrap());
+        let store = Arc::new(Store::create(Env::real(), scratch.path(), &options, identity).unwrap());
         let _threads = store.start_background().unwrap();
         let rate = run(&store, durability, threads, Duration::from_secs_f64(seconds));
         let log = store.log().stats();
-        let (group, p50) = (log.synced_records / log.syncs.max(1), log.sync_latency.quantile_us(0.5));
+        let (group, p50) = (log.synced_records as f64 / log.syncs.max(1) as f64, log.sync_latency.quantile_us(0.5));
         let mean = log.sync_latency.total_us / log.syncs.max(1);
-        println!(
-            "{durability:?} {threads:>2} threads: {rate:>9.0} writes/s, {group} a sync of {mean} us, p50 {p50} us"
-        );
+        println!("{name:<20} {threads:>2} threads: {rate:>9.0} writes/s, {group:.1} a sync of {mean} us, p50 {p50} us");
     }
 }
 

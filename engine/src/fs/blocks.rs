@@ -26,6 +26,12 @@ impl Blocks {
         self.len == 0
     }
 
+    /// Memory that they take, in bytes.
+    #[must_use]
+    pub const fn memory(&self) -> usize {
+        self.raw.capacity()
+    }
+
     /// The bytes.
     #[must_use]
     pub fn as_slice(&self) -> &[u8] {

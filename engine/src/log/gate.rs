@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use super::signal::Signal;
 use crate::clock::Clock;
+use crate::limits::Options;
 
 /// After a group is acknowledged its threads come back with new records within a moment, if at all. Waiting
 /// for them is worth a third of what the last group's work took, within these bounds; not waiting halves the
@@ -43,6 +44,8 @@ struct State {
 /// See the module's text.
 #[derive(Debug, Default)]
 pub(super) struct Gate {
+    /// Whether leaders gather at all, see [`Options::gather_syncs`].
+    gathers: bool,
     state: Mutex<State>,
     // These change under the lock only.
     /// The group that queues now; all below were taken by a leader.
@@ -68,6 +71,10 @@ pub(super) struct Lead {
 }
 
 impl Gate {
+    pub(super) fn of(options: &Options) -> Self {
+        Self { gathers: options.gather_syncs, ..Self::default() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -116,7 +123,7 @@ impl Gate {
             }
             if !s.leading && self.exclusive() == 0 {
                 s.leading = true;
-                if gather == Gather::Yes {
+                if gather == Gather::Yes && self.gathers {
                     let (expected, until) = (s.expected, s.acked + s.patience);
                     drop(s);
                     self.gather(expected, until, clock);
@@ -193,5 +200,46 @@ impl Gate {
         let _s = self.lock();
         self.turns.iter().for_each(Signal::wake_all);
         self.free.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lsn::CommitTs;
+
+    /// Stands still and counts how often it is looked at.
+    #[derive(Debug, Default)]
+    struct Still(AtomicUsize);
+
+    impl Clock for Still {
+        fn wall(&self) -> CommitTs {
+            CommitTs(0)
+        }
+
+        fn monotonic(&self) -> Duration {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Duration::ZERO
+        }
+    }
+
+    /// How often somebody who leads looks at the clock before and after its group is taken, where two are expected.
+    fn looks(gather_syncs: bool, gather: Gather) -> usize {
+        let gate = Gate::of(&Options { gather_syncs, ..Options::tiny() });
+        let clock = Still::default();
+        gate.lock().expected = 2;
+        gate.lock().patience = GATHER_MIN;
+        let lead = gate.queue(&clock, gather, || false).unwrap();
+        assert_eq!((lead.size, lead.waiting), (1, 0));
+        let looks = clock.0.load(Ordering::Relaxed);
+        gate.end(&lead, &clock);
+        looks
+    }
+
+    #[test]
+    fn a_leader_gathers_unless_it_only_writes_or_the_options_say_no() {
+        assert_eq!(looks(true, Gather::Yes), GATHER_LOOKS + 1);
+        assert_eq!(looks(true, Gather::No), 0);
+        assert_eq!(looks(false, Gather::Yes), 1, "when it began to lead, and no more");
     }
 }

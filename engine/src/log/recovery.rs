@@ -514,7 +514,7 @@ impl<'a> Walk<'a> {
             prepare: Mutex::new(Prepare::new(next_seq, VecDeque::new())),
             segments: Mutex::new(segments),
             tail: Mutex::new(Tail::new(end, options.tail_memory_bytes)),
-            gate: Gate::default(),
+            gate: Gate::of(options),
             slots: Slots::default(),
             releasing: Mutex::default(),
             space: OnceLock::new(),

@@ -152,6 +152,11 @@ impl Sink {
         self.unsynced.take()
     }
 
+    /// Memory of the blocks that are written past the page cache, in bytes. Pages of a window are the system's.
+    pub(super) fn memory(&self) -> usize {
+        self.direct.as_ref().map_or(0, |d| d.last.memory())
+    }
+
     /// The log was cut: what is in the files is no longer what was written here last.
     pub(super) fn cut(&mut self) {
         self.window = None;

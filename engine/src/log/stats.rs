@@ -2,7 +2,7 @@
 //!
 //! Owns: the counters and how long syncs took. Never: anything per record.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// Buckets of [`SyncLatency`]: the last one takes everything from about 18 minutes on.
@@ -51,6 +51,9 @@ pub struct LogStats {
     pub writes: u64,
     /// Memory of the newest records, kept for readers close to the end, in bytes.
     pub tail_bytes: u64,
+    /// Memory of buffers for what is on its way into files, in bytes: records that wait to be handed to the operating
+    /// system, the group that is being written and synced, and the room kept for the next ones.
+    pub buffer_bytes: u64,
     /// Segments for which a new file was filled with zeros.
     pub segments_made: u64,
     /// Segments for which the file of a released one was used again.
@@ -61,9 +64,45 @@ pub struct LogStats {
     pub sync_latency: SyncLatency,
 }
 
+/// Memory of buffers, in bytes, each told by whoever holds the buffers when it changes.
+#[derive(Debug, Default)]
+pub(super) struct Buffers {
+    /// Records that nobody writes yet, and the buffer for the next ones.
+    pub(super) head: AtomicUsize,
+    /// The group that is being written.
+    pub(super) group: AtomicUsize,
+    /// Blocks that are written past the page cache.
+    pub(super) blocks: AtomicUsize,
+}
+
+/// While it lives a group is being written.
+#[derive(Debug)]
+pub(super) struct Grouped<'a>(&'a AtomicUsize);
+
+impl Buffers {
+    pub(super) fn group(&self, bytes: usize) -> Grouped<'_> {
+        self.group.store(bytes, Ordering::Relaxed);
+        Grouped(&self.group)
+    }
+}
+
+impl Grouped<'_> {
+    /// A buffer of the group takes so much more.
+    pub(super) fn grows(&self, bytes: usize) {
+        self.0.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Grouped<'_> {
+    fn drop(&mut self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+}
+
 /// See [`LogStats`].
 #[derive(Debug, Default)]
 pub(super) struct Counters {
+    pub(super) buffers: Buffers,
     syncs: AtomicU64,
     synced_records: AtomicU64,
     written_bytes: AtomicU64,
@@ -110,6 +149,8 @@ impl Counters {
         let get = |n: &AtomicU64| n.load(Ordering::Relaxed);
         let mut sync_latency =
             SyncLatency { total_us: get(&self.total_us), max_us: get(&self.max_us), ..SyncLatency::default() };
+        let Buffers { head, group, blocks } = &self.buffers;
+        let buffers = [head, group, blocks].map(|bytes| bytes.load(Ordering::Relaxed) as u64);
         sync_latency.buckets.iter_mut().zip(&self.buckets).for_each(|(to, from)| *to = get(from));
         LogStats {
             syncs: get(&self.syncs),
@@ -117,6 +158,7 @@ impl Counters {
             written_bytes: get(&self.written_bytes),
             writes: get(&self.writes),
             tail_bytes: tail_bytes as u64,
+            buffer_bytes: buffers.into_iter().sum(),
             segments_made: get(&self.made),
             segments_recycled: get(&self.recycled),
             segments_removed: get(&self.removed),

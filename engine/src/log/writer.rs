@@ -92,6 +92,11 @@ impl Head {
         self.pending.push_back(Part { segment, offset: self.offset, bytes, opens, last: self.last.lsn });
     }
 
+    /// Memory of what is not being written, in bytes.
+    fn memory(&self) -> usize {
+        memory(&self.pending) + self.spare.capacity()
+    }
+
     fn drop_empty_part(&mut self) {
         if self.pending.back().is_some_and(|p| p.bytes.is_empty() && !p.opens)
             && let Some(part) = self.pending.pop_back()
@@ -99,6 +104,11 @@ impl Head {
             self.spare = part.bytes;
         }
     }
+}
+
+/// Memory of parts, in bytes.
+fn memory(parts: &VecDeque<Part>) -> usize {
+    parts.iter().map(|p| p.bytes.capacity()).sum()
 }
 
 /// The segment after the present one.
@@ -267,6 +277,7 @@ impl Shared {
         let len = part.bytes.len() - start;
         head.offset += len as u64;
         head.evidence = head.evidence.max(durable);
+        self.counters.buffers.head.store(head.memory(), Ordering::Relaxed);
         self.pending_bytes.fetch_add(len, Ordering::Relaxed);
     }
 
@@ -357,10 +368,14 @@ impl Shared {
     /// Writes, and with `sync` syncs, everything appended so far. The caller leads.
     pub(super) fn write_group(&self, sync: bool) -> Result<()> {
         self.check_stopped()?;
-        let (mut parts, last) = {
+        let buffers = &self.counters.buffers;
+        let (mut parts, group, last) = {
             let mut head = lock(&self.head);
             self.pending_bytes.store(0, Ordering::Relaxed);
-            (std::mem::take(&mut head.pending), head.last.lsn)
+            let parts = std::mem::take(&mut head.pending);
+            buffers.head.store(head.memory(), Ordering::Relaxed);
+            let group = buffers.group(memory(&parts));
+            (parts, group, head.last.lsn)
         };
         if planted(Bug::AckBeforeSync) && sync {
             self.durable.raise(last);
@@ -370,7 +385,9 @@ impl Shared {
         let start = if sync { self.env.clock.monotonic() } else { Duration::ZERO };
         let (mut synced, count) = (false, parts.len());
         for (n, part) in parts.iter_mut().enumerate() {
+            let had = part.bytes.capacity();
             let len = part.end();
+            group.grows(part.bytes.capacity() - had);
             let segment = &part.segment;
             if part.opens {
                 if let Some(before) = sink.take_unsynced() {
@@ -380,6 +397,7 @@ impl Shared {
             }
             let piece = Piece { segment, bytes: &part.bytes, len, offset: part.offset };
             let write = sink.write(&self.env, &piece, sync && n + 1 == count);
+            buffers.blocks.store(sink.memory(), Ordering::Relaxed);
             synced = write.map_err(|e| self.fatal_io("write", &segment.path, e))?;
             self.counters.wrote(part.bytes.len());
             self.written.store(part.last.0, Ordering::Release);
@@ -401,7 +419,9 @@ impl Shared {
         {
             let mut bytes = part.bytes;
             bytes.clear();
-            lock(&self.head).spare = bytes;
+            let mut head = lock(&self.head);
+            head.spare = bytes;
+            buffers.head.store(head.memory(), Ordering::Relaxed);
         }
         Ok(())
     }

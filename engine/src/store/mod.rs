@@ -33,7 +33,7 @@ pub use ingest::Ingested;
 pub use pace::{StallStats, Stalls};
 pub use repair::Closed;
 pub use scrub::{ScrubPass, ScrubStats};
-pub use stats::StoreStats;
+pub use stats::{StoreStats, SubmitStats};
 pub use submit::Completion;
 pub use workers::Workers;
 pub use write::Written;

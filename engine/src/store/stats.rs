@@ -10,6 +10,17 @@ use crate::open_files::OpenFilesStats;
 use crate::space::SpaceStats;
 use crate::tree::TreeStats;
 
+/// Writes given to [`Store::submit`] whose completion has not ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SubmitStats {
+    /// How many.
+    pub outstanding: u64,
+    /// Bytes of their batches, which are in the log's buffers and tail.
+    pub batch_bytes: u64,
+    /// Memory that they take beside that, in bytes.
+    pub memory_bytes: u64,
+}
+
 /// See the parts. Counters begin at zero when the store is opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct StoreStats {
@@ -19,6 +30,8 @@ pub struct StoreStats {
     pub log: LogStats,
     /// Delays of writers, by cause.
     pub stalls: StallStats,
+    /// Submitted writes that are outstanding.
+    pub submits: SubmitStats,
     /// Room on the disk, and what waits for some.
     pub space: SpaceStats,
     /// What waits because too many files are open.
@@ -29,12 +42,16 @@ pub struct StoreStats {
 
 impl StoreStats {
     /// Memory that counts against [`Options::memory_limit`](crate::Options::memory_limit) now, in bytes: memtables,
-    /// also those that only views hold, log tail, indexes and filters of tables, block cache.
+    /// also those that only views hold, log tail, the log's buffers, submitted writes that are outstanding, indexes and
+    /// filters of tables, block cache. What merges, scans and flushes hold while they work is not in it; an eighth of the
+    /// limit is for that, and for the buffers.
     #[must_use]
     pub const fn memory_bytes(&self) -> u64 {
         self.tree.memtable_bytes
             + self.tree.held.memtable_bytes
             + self.log.tail_bytes
+            + self.log.buffer_bytes
+            + self.submits.memory_bytes
             + self.tree.pinned_bytes
             + self.tree.lent_bytes
             + self.tree.cache_bytes
@@ -49,6 +66,7 @@ impl Store {
             tree: self.tree.stats(),
             log: self.log.stats(),
             stalls: self.pace.stats(),
+            submits: self.outstanding.stats(),
             space: self.space(),
             open_files: self.open_files(),
             scrub: self.scrub_stats(),

@@ -11,7 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use super::{Durability, Store, Written};
+use super::{Durability, Store, SubmitStats, Written};
 use crate::batch::{Batch, Condition};
 use crate::error::{Error, Result};
 use crate::exec::{Progress, Worker};
@@ -251,6 +251,13 @@ impl Outstanding {
             return Err(Error::Overloaded { outstanding: taken.writes, bytes: taken.bytes });
         }
         Ok(Place { taken: Arc::clone(&self.taken), bytes })
+    }
+
+    pub(super) fn stats(&self) -> SubmitStats {
+        let Taken { writes, bytes } = &*self.taken;
+        let outstanding = writes.load(Ordering::SeqCst) as u64;
+        let memory_bytes = outstanding * (size_of::<Pending>() + size_of::<Slot>()) as u64;
+        SubmitStats { outstanding, batch_bytes: bytes.load(Ordering::SeqCst) as u64, memory_bytes }
     }
 
     /// Queues a write; gives it back when nobody would complete it.

@@ -13,7 +13,7 @@ use quick_cache::sync::{Cache, DefaultLifecycle};
 
 use super::block::Block;
 use super::parts::Parts;
-use super::tally::{Counts, Event, Tally};
+use super::tally::{Asked, Counts, Event, Tally};
 use crate::limits::Options;
 
 /// After so many changes of the share without a question for an index or filter that is not pinned, these go.
@@ -149,7 +149,7 @@ impl BlockCache {
     }
 
     pub(super) fn get(&self, table: u64, offset: u64) -> Option<Arc<Block>> {
-        let found = self.blocks.get(&(table, offset));
+        let found = self.get_uncounted(table, offset);
         self.count(if found.is_some() { Event::CacheHit } else { Event::CacheMiss });
         found
     }
@@ -158,16 +158,22 @@ impl BlockCache {
         self.blocks.remove(&(table, offset));
     }
 
+    /// [`BlockCache::get`] for a get, which counts all at its end.
+    pub(super) fn get_uncounted(&self, table: u64, offset: u64) -> Option<Arc<Block>> {
+        self.blocks.get(&(table, offset))
+    }
+
     pub(super) fn insert(&self, table: u64, offset: u64, block: &Arc<Block>) {
         self.blocks.insert((table, offset), Arc::clone(block));
     }
 
     pub(super) fn count(&self, event: Event) {
-        self.tally.count(event, 1);
+        self.tally.count(event);
     }
 
-    pub(super) fn count_many(&self, event: Event, times: u64) {
-        self.tally.count(event, times);
+    /// A get of the tree is over.
+    pub(crate) fn count_get(&self, asked: &Asked) {
+        self.tally.count_get(asked);
     }
 
     /// What reads counted.

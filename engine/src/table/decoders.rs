@@ -21,7 +21,7 @@ use super::index::{Index, IndexBuilder};
 use super::reader::{Caching, Table};
 use super::superseded::Superseded;
 use super::times::Times;
-use super::{Bounds, EntryRef, RangeDelete, parse_table_name, table_name, verify_table};
+use super::{Asked, Bounds, EntryRef, RangeDelete, parse_table_name, table_name, verify_table};
 use crate::codec::Cursor;
 use crate::decoders::{Decoder, mend, twice};
 use crate::fs::sim::SimFs;
@@ -71,8 +71,8 @@ fn read_all(fs: &Arc<dyn Fs>, path: &Path) {
     let p = table.properties();
     for key in [&p.min_key, &p.max_key] {
         for lsn in [p.min_lsn, p.max_lsn, Lsn::MAX] {
-            let _ = table.get(key, key_hash(key), lsn);
-            let _ = table.get_superseded(key, key_hash(key), lsn);
+            let _ = table.get(key, key_hash(key), lsn, &mut Asked::default());
+            let _ = table.get_superseded(key, key_hash(key), lsn, &mut Asked::default());
             let _ = table.time_at(lsn);
         }
     }

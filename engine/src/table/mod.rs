@@ -50,6 +50,7 @@ pub(crate) mod verify;
 
 #[cfg(feature = "sim")]
 pub(crate) use decoders::decoders;
+pub(crate) use tally::Asked;
 pub use verify::verify_table;
 
 /// A table file by its random id, its size and the BLAKE3 hash of its bytes.

@@ -26,7 +26,7 @@ use super::format::{
 };
 use super::index::Index;
 use super::parts::{Lent, Part};
-use super::tally::Event;
+use super::tally::{Asked, Event};
 use super::times::Times;
 use super::{Hit, RangeDelete};
 
@@ -313,11 +313,27 @@ impl Table {
         {
             return Ok(block);
         }
-        let raw = self.raw().block(at, self.id, BlockKind::Data)?;
-        let block = Arc::new(Block::decode(raw).map_err(|m| self.damaged(at.offset, m))?);
+        let block = self.read_block(at)?;
         if caching == Caching::Keep {
             self.cache.insert(self.number, at.offset, &block);
         }
+        Ok(block)
+    }
+
+    fn read_block(&self, at: Place) -> Result<Arc<Block>> {
+        let raw = self.raw().block(at, self.id, BlockKind::Data)?;
+        Ok(Arc::new(Block::decode(raw).map_err(|m| self.damaged(at.offset, m))?))
+    }
+
+    /// [`Table::block`] for a get.
+    fn block_asked(&self, at: Place, asked: &mut Asked) -> Result<Arc<Block>> {
+        if let Some(block) = self.cache.get_uncounted(self.number, at.offset) {
+            asked.hits += 1;
+            return Ok(block);
+        }
+        asked.misses += 1;
+        let block = self.read_block(at)?;
+        self.cache.insert(self.number, at.offset, &block);
         Ok(block)
     }
 
@@ -326,19 +342,14 @@ impl Table {
         self.filter.get().is_none_or(|filter| filter.passes(probe))
     }
 
-    /// Counts look-ups that [`Table::may_hold`] spared, in this and other tables.
-    pub(crate) fn count_spared(&self, look_ups: u64) {
-        self.cache.count_many(Event::FilterSpared, look_ups);
-    }
-
-    /// The newest version of `key`, whose filter hash is `hash`, at or below `lsn`.
-    pub(crate) fn get(&self, key: &[u8], hash: u64, lsn: Lsn) -> Result<Option<Hit>> {
+    /// The newest version of `key`, whose filter hash is `hash`, at or below `lsn`. What that takes is added to `asked`.
+    pub(crate) fn get(&self, key: &[u8], hash: u64, lsn: Lsn, asked: &mut Asked) -> Result<Option<Hit>> {
         let passed = match self.filter.get() {
             Some(filter) => Some(filter.may_contain(hash)),
             None => self.ask_filter(hash)?,
         };
         if passed == Some(false) {
-            self.cache.count(Event::FilterSpared);
+            asked.spared += 1;
             return Ok(None);
         }
         let lent;
@@ -349,9 +360,9 @@ impl Table {
                 &*lent
             }
         };
-        let found = self.look_up(index, key, lsn)?;
+        let found = self.look_up(index, key, lsn, asked)?;
         if passed.is_some() && found.is_none() {
-            self.cache.count(Event::FilterWrong);
+            asked.wrong += 1;
         }
         Ok(found)
     }
@@ -365,13 +376,14 @@ impl Table {
         Ok(Some(self.filter()?.may_contain(hash)))
     }
 
-    fn look_up(&self, index: &Index, key: &[u8], lsn: Lsn) -> Result<Option<Hit>> {
+    fn look_up(&self, index: &Index, key: &[u8], lsn: Lsn, asked: &mut Asked) -> Result<Option<Hit>> {
         if self.ingested.is_some_and(|at| lsn < at) {
             return Ok(None);
         }
+        asked.tables += 1;
         let mut at = index.find(key);
         while let Some(place) = index.place(at) {
-            let block = self.block(place, Caching::Keep)?;
+            let block = self.block_asked(place, asked)?;
             let damaged = |m| self.damaged(place.offset, m);
             let (slot, found) = block.search(key, lsn).map_err(damaged)?;
             if found {
@@ -389,12 +401,12 @@ impl Table {
     }
 
     /// Of a history table: the version of `key` that reads at `lsn` see, if it is in here.
-    pub(crate) fn get_superseded(&self, key: &[u8], hash: u64, lsn: Lsn) -> Result<Option<Hit>> {
+    pub(crate) fn get_superseded(&self, key: &[u8], hash: u64, lsn: Lsn, asked: &mut Asked) -> Result<Option<Hit>> {
         let p = &self.properties;
         if p.min_lsn > lsn || p.superseded <= lsn || key < p.min_key.as_slice() || key > p.max_key.as_slice() {
             return Ok(None);
         }
-        let Some(hit) = self.get(key, hash, lsn)? else { return Ok(None) };
+        let Some(hit) = self.get(key, hash, lsn, asked)? else { return Ok(None) };
         hit.not_superseded(lsn).map_err(|m| self.damaged(0, m))
     }
 

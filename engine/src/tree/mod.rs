@@ -528,7 +528,7 @@ fn open_tables(
         let table = if bottom { table.at_bottom() } else { table };
         tables.push((*level, Arc::new(table)));
     }
-    let mut version = Version::new(active, state.flushed, state.floor);
+    let mut version = Version::new(active, state.flushed, state.floor, Arc::clone(cache));
     version.change_tables(&[], &tables);
     Ok(version)
 }

@@ -92,7 +92,14 @@ pub struct TreeStats {
     pub crowded_tables: u64,
     /// Damaged tables that compaction leaves alone.
     pub damaged_tables: u64,
-    /// Blocks found in the cache.
+    /// Reads of one key: each of [`View::multi_get`](super::View::multi_get) and of the conditions of a write too.
+    pub gets: u64,
+    /// Tables whose index these searched: those that could hold the key and that no filter ruled out.
+    pub get_tables: u64,
+    /// Data blocks of tables that these looked at, in the cache or read from a file. See
+    /// [`TreeStats::read_amplification`].
+    pub get_blocks: u64,
+    /// Blocks found in the cache, by gets and by scans.
     pub cache_hits: u64,
     /// Blocks read from files for readers.
     pub cache_misses: u64,
@@ -132,6 +139,15 @@ impl TreeStats {
         let all: u64 = self.levels.iter().map(|l| l.bytes).sum();
         let deepest = self.levels.iter().rev().find(|l| l.bytes > 0).map_or(1, |l| l.bytes);
         all.max(1) as f64 / deepest as f64
+    }
+
+    /// Data blocks that a get looks at, on average of all gets since the tree was opened: those in the cache count as
+    /// those that are read from a file do. A get that finds its key in a memtable looks at none, and the mean is below 1
+    /// where many do or where filters rule out keys that are not there. Indexes and filters are not counted, nor
+    /// what scans look at; of the blocks, `cache_misses` were read from files. 0 without gets.
+    #[must_use]
+    pub fn read_amplification(&self) -> f64 {
+        self.get_blocks as f64 / self.gets.max(1) as f64
     }
 
     /// Bytes written to tables for each byte flushed.
@@ -229,6 +245,9 @@ impl Tree {
             dropped: c.dropped_stats(),
             crowded_tables: version.tables().filter(|t| t.is_crowded()).count() as u64,
             damaged_tables: self.damaged.len(),
+            gets: reads.gets,
+            get_tables: reads.get_tables,
+            get_blocks: reads.get_blocks,
             cache_hits: reads.cache_hits,
             cache_misses: reads.cache_misses,
             filter_spared: reads.filter_spared,

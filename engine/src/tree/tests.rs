@@ -25,6 +25,7 @@ mod held;
 mod levels;
 mod parts;
 mod positions;
+mod reads;
 mod repair;
 
 pub(super) fn env(seed: u64) -> Env {

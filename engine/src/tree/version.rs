@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::lsn::{CommitTs, Lsn, Position};
+use crate::table::cache::BlockCache;
 use crate::table::cursor::TableCursor;
 use crate::table::filter::{Probe, key_hash};
 use crate::table::reader::{Caching, Table};
-use crate::table::{Bounds, Hit, key_head};
+use crate::table::{Asked, Bounds, Hit, key_head};
 
 use super::ingest::Arriving;
 use super::memtable::{Memtable, MemtableCursor};
@@ -54,10 +55,12 @@ pub(crate) struct Version {
     pub(crate) flushed: Position,
     /// The oldest LSN that can be read at, with its commit time.
     pub(crate) floor: (Lsn, CommitTs),
+    /// Counts what gets do.
+    cache: Arc<BlockCache>,
 }
 
 impl Version {
-    pub(crate) fn new(active: Memtable, flushed: Position, floor: (Lsn, CommitTs)) -> Self {
+    pub(crate) fn new(active: Memtable, flushed: Position, floor: (Lsn, CommitTs), cache: Arc<BlockCache>) -> Self {
         Self {
             active: Arc::new(active),
             frozen: Vec::new(),
@@ -67,6 +70,7 @@ impl Version {
             ranges: Arc::default(),
             flushed,
             floor,
+            cache,
         }
     }
 
@@ -155,12 +159,19 @@ impl Version {
 
     /// The newest version of `key` at or below `lsn` unless a range delete hides it.
     pub(crate) fn get(&self, key: &[u8], lsn: Lsn) -> Result<Option<Hit>> {
+        let mut asked = Asked::default();
+        let found = self.get_asking(key, lsn, &mut asked);
+        self.cache.count_get(&asked);
+        found
+    }
+
+    fn get_asking(&self, key: &[u8], lsn: Lsn, asked: &mut Asked) -> Result<Option<Hit>> {
         let hash = key_hash(key);
-        let mut found = self.find(key, hash, lsn)?;
+        let mut found = self.find(key, hash, lsn, asked)?;
         // What a table supersedes, it supersedes by a record that was flushed.
         if lsn < self.flushed.lsn {
             for table in &self.history {
-                let older = table.get_superseded(key, hash, lsn)?;
+                let older = table.get_superseded(key, hash, lsn, asked)?;
                 found = if older.as_ref().map(|h| h.lsn) > found.as_ref().map(|h| h.lsn) { older } else { found };
             }
         }
@@ -170,12 +181,12 @@ impl Version {
 
     /// Parts are asked from new to old: each holds only LSNs below those of the part before, for
     /// one key, so the first version found is the newest.
-    fn find(&self, key: &[u8], hash: u64, lsn: Lsn) -> Result<Option<Hit>> {
+    fn find(&self, key: &[u8], hash: u64, lsn: Lsn, asked: &mut Asked) -> Result<Option<Hit>> {
         if let Some(found) = self.active.get(key, hash, lsn) {
             return Ok(Some(found));
         }
         for frozen in &self.frozen {
-            let found = match find_in(&frozen.over.tables, key, hash, lsn)? {
+            let found = match find_in(&frozen.over.tables, key, hash, lsn, asked)? {
                 None => frozen.memtable.get(key, hash, lsn),
                 found => found,
             };
@@ -184,7 +195,7 @@ impl Version {
             }
         }
         let ([level0, sorted @ ..], [_, ends @ ..]) = (&self.levels, &self.ends);
-        if let Some(found) = find_overlapping(level0, key, hash, lsn)? {
+        if let Some(found) = find_overlapping(level0, key, hash, lsn, asked)? {
             return Ok(Some(found));
         }
         let head = key_head(key);
@@ -193,7 +204,7 @@ impl Version {
             let ties = ends.get(tied..).map_or(0, |e| e.iter().take_while(|e| **e == head).count());
             let ties = level.get(tied..tied + ties).unwrap_or_default();
             let at = tied + ties.partition_point(|t| t.properties().max_key.as_slice() < key);
-            if let Some(found) = find_at(level, at, key, hash, lsn)? {
+            if let Some(found) = find_at(level, at, key, hash, lsn, asked)? {
                 return Ok(Some(found));
             }
         }
@@ -253,21 +264,18 @@ impl Version {
 }
 
 /// Looks a key up in tables of which any may have it, the newest first. Filters are asked in groups, before anything
-/// else is done with their answers: their memory comes at the same time, and what they spared is counted once.
-fn find_overlapping(tables: &[Arc<Table>], key: &[u8], hash: u64, lsn: Lsn) -> Result<Option<Hit>> {
+/// else is done with their answers: their memory comes at the same time.
+fn find_overlapping(tables: &[Arc<Table>], key: &[u8], hash: u64, lsn: Lsn, asked: &mut Asked) -> Result<Option<Hit>> {
     if tables.is_empty() {
         return Ok(None);
     }
     let probe = Probe::of(hash);
     for group in tables.chunks(TOGETHER) {
         let passed = group.iter().rev().fold(0_u32, |passed, t| passed << 1 | u32::from(t.may_hold(&probe)));
-        let spared = group.len() as u64 - u64::from(passed.count_ones());
-        if let Some(table) = group.first().filter(|_| spared > 0) {
-            table.count_spared(spared);
-        }
+        asked.spared += group.len() as u64 - u64::from(passed.count_ones());
         for (n, table) in group.iter().enumerate() {
             if passed >> n & 1 == 1
-                && let Some(found) = table.get(key, hash, lsn)?
+                && let Some(found) = table.get(key, hash, lsn, asked)?
             {
                 return Ok(Some(found));
             }
@@ -277,17 +285,24 @@ fn find_overlapping(tables: &[Arc<Table>], key: &[u8], hash: u64, lsn: Lsn) -> R
 }
 
 /// Looks a key up in tables that are sorted and do not overlap.
-fn find_in(tables: &[Arc<Table>], key: &[u8], hash: u64, lsn: Lsn) -> Result<Option<Hit>> {
+fn find_in(tables: &[Arc<Table>], key: &[u8], hash: u64, lsn: Lsn, asked: &mut Asked) -> Result<Option<Hit>> {
     if tables.is_empty() {
         return Ok(None);
     }
     let at = tables.partition_point(|t| t.properties().max_key.as_slice() < key);
-    find_at(tables, at, key, hash, lsn)
+    find_at(tables, at, key, hash, lsn, asked)
 }
 
-fn find_at(tables: &[Arc<Table>], at: usize, key: &[u8], hash: u64, lsn: Lsn) -> Result<Option<Hit>> {
+fn find_at(
+    tables: &[Arc<Table>],
+    at: usize,
+    key: &[u8],
+    hash: u64,
+    lsn: Lsn,
+    asked: &mut Asked,
+) -> Result<Option<Hit>> {
     let table = tables.get(at).filter(|t| t.properties().min_key.as_slice() <= key);
-    table.map_or(Ok(None), |t| t.get(key, hash, lsn))
+    table.map_or(Ok(None), |t| t.get(key, hash, lsn, asked))
 }
 
 /// Tables without entries, which have no key, come first and are never chosen by one.

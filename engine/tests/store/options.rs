@@ -37,6 +37,7 @@ fn random_options(seed: u64) -> (Options, bool) {
         compaction_bytes_per_second: among(&[0, 0, 1 << 30]),
         history_window_us: WINDOW_US,
         manifest_bytes: among(&[0, 1 << 10, 64 << 10]),
+        gather_syncs: seed.is_multiple_of(2),
         ..Options::tiny()
     };
     (options, rng.below(2) == 0)

@@ -112,12 +112,13 @@ impl Engine for Mainstay {
             format!("{} ms in {} (most {})", s.total_us / 1000, s.count, s.max_us / 1000)
         };
         format!(
-            "tables {} + {} of history, space {:.2}, writes {:.2}, stalls: flush {}, level 0 {}, levels {}, stopped {}; MiB: \
-             memtables {}, pinned {}, cache {}",
+            "tables {} + {} of history, amplification: space {:.2}, writes {:.2}, reads {:.2}; stalls: flush {}, level 0 {}, levels \
+             {}, stopped {}; MiB: memtables {}, pinned {}, cache {}",
             levels.join(" "),
             s.tree.history.tables,
             s.tree.space_amplification(),
             s.tree.write_amplification(),
+            s.tree.read_amplification(),
             stall(s.stalls.flush),
             stall(s.stalls.level0),
             stall(s.stalls.levels),
