@@ -254,10 +254,10 @@ impl Outstanding {
     }
 
     pub(super) fn stats(&self) -> SubmitStats {
-        let Taken { writes, bytes } = &*self.taken;
-        let outstanding = writes.load(Ordering::SeqCst) as u64;
+        let taken = lock(&self.taken);
+        let (outstanding, batch_bytes) = (taken.writes as u64, taken.bytes as u64);
         let memory_bytes = outstanding * (size_of::<Pending>() + size_of::<Slot>()) as u64;
-        SubmitStats { outstanding, batch_bytes: bytes.load(Ordering::SeqCst) as u64, memory_bytes }
+        SubmitStats { outstanding, batch_bytes, memory_bytes }
     }
 
     /// Queues a write; gives it back when nobody would complete it.
