@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_leader_gathers_unless_it_only_writes_or_the_options_say_no() {
+    fn who_commits_for_a_group_gathers_unless_it_only_writes_or_the_options_say_no() {
         assert_eq!(looks(true, Gather::Yes), GATHER_LOOKS + 1);
         assert_eq!(looks(true, Gather::No), 0);
         assert_eq!(looks(false, Gather::Yes), 1, "when it began to lead, and no more");

@@ -137,21 +137,136 @@ mod tests {
     use super::*;
 
     #[cfg(feature = "sim")]
-    #[test]
-    fn writers_are_slowed_the_more_the_further_compaction_is_behind_and_not_after_it() {
+    mod sim {
+        use std::path::Path;
+        use std::sync::Arc;
+
+        use super::*;
         use crate::batch::Batch;
         use crate::clock::SimClock;
-        use crate::exec::{Progress, Worker};
+        use crate::exec::Progress;
+        use crate::fs::sim::SimFs;
+        use crate::rng::{Rng, SeededRng};
         use crate::store::{Durability, Identity};
         use crate::{ClusterId, CommitTs, Env, Options, TimelineId};
 
-        let fs = crate::fs::sim::SimFs::new(1);
-        let dir = std::path::Path::new("/data");
-        fs.prepare_dir(dir).unwrap();
-        let clock = SimClock::new(CommitTs(1_000_000));
-        let (env, _) = Env::sim(fs, std::sync::Arc::clone(&clock), 1);
-        let identity = Identity { cluster: ClusterId(1), timeline: TimelineId(1) };
-        let store = Store::create(env, dir, &Options::tiny(), identity).unwrap();
+        pub(super) struct Sim {
+            pub(super) fs: Arc<SimFs>,
+            pub(super) clock: Arc<SimClock>,
+            pub(super) store: Store,
+        }
+
+        impl Sim {
+            pub(super) fn new(options: &Options) -> Self {
+                let (fs, dir) = (SimFs::new(1), Path::new("/data"));
+                fs.prepare_dir(dir).unwrap();
+                let clock = SimClock::new(CommitTs(1_000_000));
+                let (env, _) = Env::sim(Arc::clone(&fs), Arc::clone(&clock), 1);
+                let identity = Identity { cluster: ClusterId(1), timeline: TimelineId(1) };
+                let store = Store::create(env, dir, options, identity).unwrap();
+                Self { fs, clock, store }
+            }
+
+            /// The same directory opened with other options.
+            fn again(self, options: &Options) -> Self {
+                let Self { fs, clock, store } = self;
+                let env = store.env().clone();
+                drop(store);
+                let store = Store::open_embedded(env, Path::new("/data"), options).unwrap();
+                Self { fs, clock, store }
+            }
+
+            fn put(&self, key: u64, random: &SeededRng) {
+                let value: Vec<u8> = (0..10).flat_map(|_| random.next_u64().to_be_bytes()).collect();
+                let mut batch = Batch::new();
+                batch.put(&key.to_be_bytes(), &value).unwrap();
+                self.store.write(&batch, &[], Durability::Written).unwrap();
+            }
+
+            fn wait_until_two_memtables_wait(&self) {
+                let random = SeededRng::new(1);
+                while self.store.stats().tree.frozen_memtables < 2 {
+                    self.put(random.below(1 << 40), &random);
+                }
+            }
+        }
+
+        /// A delay of a writer that asks how long it should wait.
+        fn one_delay(store: &Store) -> Stalls {
+            assert_eq!(store.pace(1 << 20), Duration::ZERO, "nobody flushes or compacts, so waiting is of no use");
+            assert_eq!(store.stats().stalls, StallStats::default());
+            store.pace.turn_on();
+            let wait = store.pace(1 << 20).as_micros() as u64;
+            assert!(wait > 0);
+            Stalls { count: 1, total_us: wait, max_us: wait }
+        }
+
+        #[test]
+        fn a_delay_for_memtables_that_wait_for_their_flush_counts_as_that() {
+            let sim = Sim::new(&Options::tiny());
+            sim.wait_until_two_memtables_wait();
+            let flush = one_delay(&sim.store);
+            assert_eq!(sim.store.stats().stalls, StallStats { flush, ..StallStats::default() });
+            // The longest is kept beside the sum.
+            sim.clock.advance(Duration::from_secs(9));
+            let more = sim.store.pace(1 << 19).as_micros() as u64;
+            assert!(more > 0 && more < flush.max_us);
+            let both = Stalls { count: 2, total_us: flush.total_us + more, ..flush };
+            assert_eq!(sim.store.stats().stalls.flush, both);
+            sim.store.tree().flush_all().unwrap();
+            assert_eq!((sim.store.pace(1 << 20), sim.store.stats().stalls.flush), (Duration::ZERO, both));
+        }
+
+        #[test]
+        fn a_delay_for_levels_over_their_sizes_counts_as_that() {
+            let options = Options { level_base_bytes: 2 << 10, table_bytes: 1 << 10, ..Options::tiny() };
+            let (sim, random) = (Sim::new(&options), SeededRng::new(2));
+            for n in 0..1_500 {
+                sim.put(n * 7_919 % 1_500, &random);
+                while sim.store.maintain_step().unwrap() == Progress::Worked {}
+            }
+            sim.store.tree().flush_all().unwrap();
+            while sim.store.maintain_step().unwrap() == Progress::Worked {}
+            let [_, middle @ .., _] = sim.store.stats().tree.levels;
+            assert!(middle.iter().map(|l| l.bytes).sum::<u64>() > 12 << 10, "{middle:?}");
+            // With these there should be no level between the first and the last.
+            let options = Options { level_base_bytes: 1 << 30, memtable_bytes: 1 << 10, level0_tables: 1, ..options };
+            let sim = sim.again(&options);
+            let levels = one_delay(&sim.store);
+            assert_eq!(sim.store.stats().stalls, StallStats { levels, ..StallStats::default() });
+            while sim.store.maintain_step().unwrap() == Progress::Worked {}
+            assert_eq!(sim.store.pace(1 << 20), Duration::ZERO);
+        }
+
+        #[test]
+        fn a_writer_that_stands_still_until_a_memtable_is_flushed_counts_with_its_time() {
+            let sim = Sim::new(&Options::tiny());
+            for round in 1..=2 {
+                sim.wait_until_two_memtables_wait();
+                let stall = sim.fs.stall_syncs();
+                std::thread::scope(|s| {
+                    let writer = s.spawn(|| sim.put(0, &SeededRng::new(3)));
+                    stall.wait_for(1);
+                    sim.clock.advance(Duration::from_millis(5 * round));
+                    drop(stall);
+                    writer.join().unwrap();
+                });
+                let (count, max_us) = (round, 5_000 * round);
+                let stopped = Stalls { count, total_us: [5_000, 15_000][round as usize - 1], max_us };
+                assert_eq!(sim.store.stats().stalls, StallStats { stopped, ..StallStats::default() });
+            }
+        }
+    }
+
+    #[cfg(feature = "sim")]
+    #[test]
+    fn writers_are_slowed_the_more_the_further_compaction_is_behind_and_not_after_it() {
+        use crate::Options;
+        use crate::batch::Batch;
+        use crate::exec::{Progress, Worker};
+        use crate::store::Durability;
+
+        let sim::Sim { store, .. } = sim::Sim::new(&Options::tiny());
         let mut by = Vec::new();
         for n in 0..24u32 {
             let mut batch = Batch::new();

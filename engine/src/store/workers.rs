@@ -250,6 +250,10 @@ impl Worker for StoreWorker {
 
 #[cfg(all(test, feature = "sim"))]
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod rate;
+
+#[cfg(all(test, feature = "sim"))]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use std::path::Path;
 

@@ -80,15 +80,7 @@ pub async fn report(
     let (mut now_us, mut unarchived, mut needed) = (0, None, (0, 0));
     if let Some(store) = driver.store() {
         now_us = store.env().clock.wall().0;
-        let (identity, last) = (store.identity(), store.log().last());
-        out.cluster_id = identity.cluster.to_string();
-        out.timeline = identity.timeline.to_string();
-        out.appended_lsn = last.lsn.0;
-        out.last_epoch = last.epoch.0;
-        out.commit_ts_us = last.ts.0;
-        out.durable_lsn = store.durable().get().0;
-        out.commit_lsn = store.committed().get().0;
-        out.applied_lsn = store.applied().get().0;
+        place_of(store, &mut out);
         out.archived_lsn = service.archived().get().0;
         unarchived = oldest_unarchived(store, service.archived().get(), failing, looking).await;
         if let Some((_, archiver)) = archived.as_ref().filter(|_| leads) {
@@ -99,15 +91,7 @@ pub async fn report(
         if out.trouble.is_empty() {
             out.trouble = trouble(store, &damaged).unwrap_or_default();
         }
-        let tree = store.tree().stats();
-        out.storage = Some(v1::StorageStatus {
-            log_bytes: store.log().disk_usage().0,
-            table_bytes: tree.table_bytes(),
-            tables: tree.tables(),
-            memtable_bytes: tree.memtable_bytes,
-            oldest_log_lsn: store.log().oldest().0,
-            history_floor_lsn: store.tree().history_floor().0,
-        });
+        out.storage = Some(storage(store));
     }
     if leads {
         let up = known.iter().filter(|(_, p)| p.connected).map(|(n, _)| *n).chain([driver.me()]);
@@ -127,6 +111,31 @@ pub async fn report(
         needed_log_bytes_max: needed.1,
     });
     out
+}
+
+/// Which data this is, and how far its log has come.
+fn place_of(store: &Store, out: &mut v1::StatusResponse) {
+    let (identity, last) = (store.identity(), store.log().last());
+    out.cluster_id = identity.cluster.to_string();
+    out.timeline = identity.timeline.to_string();
+    out.appended_lsn = last.lsn.0;
+    out.last_epoch = last.epoch.0;
+    out.commit_ts_us = last.ts.0;
+    out.durable_lsn = store.durable().get().0;
+    out.commit_lsn = store.committed().get().0;
+    out.applied_lsn = store.applied().get().0;
+}
+
+fn storage(store: &Store) -> v1::StorageStatus {
+    let tree = store.tree().stats();
+    v1::StorageStatus {
+        log_bytes: store.log().disk_usage().0,
+        table_bytes: tree.table_bytes(),
+        tables: tree.tables(),
+        memtable_bytes: tree.memtable_bytes,
+        oldest_log_lsn: store.log().oldest().0,
+        history_floor_lsn: store.tree().history_floor().0,
+    }
 }
 
 /// What is wrong with the store, the worst first, in one sentence.
