@@ -183,6 +183,8 @@ pub(crate) struct Faults {
     pub(crate) overwrites: bool,
     /// Listings never show anything.
     pub(crate) blind_list: bool,
+    /// Seconds before each name of a listing.
+    pub(crate) slow_list: u64,
 }
 
 /// An [`InMemory`] store that fails by a seeded schedule.
@@ -278,7 +280,14 @@ impl ObjectStore for FaultStore {
         if self.hit(f.unavailable) {
             return futures::stream::iter([Err(unavailable())]).boxed();
         }
-        self.inner.list(prefix)
+        let pause = Duration::from_secs(f.slow_list);
+        let named = self.inner.list(prefix).then(move |name| async move {
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
+            }
+            name
+        });
+        named.boxed()
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&ObjectPath>) -> object_store::Result<ListResult> {

@@ -22,7 +22,8 @@ use crate::error::{Error, Result, StoreKind, redact};
 
 /// Most names one listing may return: a week of one-second objects is 604 800.
 const LIST_MAX: usize = 8_000_000;
-/// Deadline of one attempt; above the store's own time-outs, so it only catches a store that hangs.
+/// Deadline of one attempt, and of each name of a listing; above the store's own time-outs, so it only catches a store
+/// that hangs.
 const ATTEMPT: Duration = Duration::from_secs(60);
 
 /// How often and how fast a request is repeated.
@@ -97,8 +98,18 @@ impl Access {
         Error::Store { action, object: object.to_string(), url: self.url.to_string(), text: redact(text), kind }
     }
 
-    /// Runs `attempt` until it succeeds, fails for good, or the policy is used up.
+    /// Runs `attempt` until it succeeds in time, fails for good, or the policy is used up.
     async fn with_retries<T, F: Future<Output = object_store::Result<T>>>(
+        &self,
+        action: &'static str,
+        object: impl ToString,
+        mut attempt: impl FnMut() -> F,
+    ) -> Result<T> {
+        self.retried(action, object, || in_time(attempt())).await
+    }
+
+    /// [`Access::with_retries`] for who looks at the time in the attempt.
+    async fn retried<T, F: Future<Output = object_store::Result<T>>>(
         &self,
         action: &'static str,
         object: impl ToString,
@@ -112,12 +123,7 @@ impl Access {
             .with_max_times(self.policy.retries);
         let once = || {
             let future = attempt();
-            async {
-                match tokio::time::timeout(ATTEMPT, future).await {
-                    Ok(result) => result.map_err(|e| self.error(action, &object, &e)),
-                    Err(_) => Err(self.error_text(action, &object, "no answer within 60 s", StoreKind::Transient)),
-                }
-            }
+            async { future.await.map_err(|e| self.error(action, &object, &e)) }
         };
         once.retry(policy).when(Error::is_transient).await
     }
@@ -225,11 +231,11 @@ impl Access {
     pub async fn list(&self, what: Listing) -> Result<(Vec<Listed>, u64)> {
         let prefix: Path = what.path();
         let listed = self
-            .with_retries("list", &prefix, || async {
+            .retried("list", &prefix, || async {
                 let (mut found, mut strange) = (Vec::new(), 0u64);
                 let mut stream = self.store.list(Some(&prefix));
-                while let Some(meta) = stream.next().await {
-                    let meta = meta?;
+                // Of a large archive this takes minutes: a thousand names come with each answer.
+                while let Some(meta) = in_time(async { stream.next().await.transpose() }).await? {
                     match ObjectName::parse(meta.location.as_ref()) {
                         Some(name) if found.len() < LIST_MAX => found.push(Listed { name, bytes: meta.size }),
                         Some(_) => return Ok(None),
@@ -251,6 +257,11 @@ impl Access {
             tracing::debug!(object = %name, error = %redact(&e.to_string()), "scratch object stays");
         }
     }
+}
+
+async fn in_time<T>(answer: impl Future<Output = object_store::Result<T>>) -> object_store::Result<T> {
+    let late = |_| object_store::Error::Generic { store: "repository", source: "no answer within 60 s".into() };
+    tokio::time::timeout(ATTEMPT, answer).await.map_err(late)?
 }
 
 /// What a store's error means to a caller.
@@ -298,7 +309,27 @@ fn without_markup(mut text: String) -> String {
 
 #[cfg(test)]
 mod tests {
+    use mainstay_engine::{Epoch, TimelineId};
+
     use super::*;
+    use crate::testing::{FaultStore, Faults};
+
+    /// At a thousand names an answer, a fortnight's objects of a second each are a minute of answers.
+    #[tokio::test(start_paused = true)]
+    async fn a_listing_may_take_long_while_names_come() {
+        let store = FaultStore::new(1);
+        let policy = RetryPolicy { retries: 0, ..RetryPolicy::default() };
+        let access = Access::new(Arc::clone(&store) as Arc<dyn ObjectStore>, "memory://test".into(), policy);
+        for epoch in 0..100 {
+            let name = ObjectName::Fence(TimelineId(1), Epoch(epoch));
+            access.create(&name, Bytes::from_static(b"a fence")).await.unwrap();
+        }
+        store.set(Faults { slow_list: 59, ..Faults::default() });
+        assert_eq!(access.list(Listing::Fences).await.unwrap().0.len(), 100);
+        store.set(Faults { slow_list: 61, ..Faults::default() });
+        let late = access.list(Listing::Fences).await.unwrap_err();
+        assert!(late.is_transient() && late.to_string().contains("no answer within 60 s"), "{late}");
+    }
 
     #[test]
     fn a_stores_xml_becomes_a_sentence() {

@@ -29,6 +29,8 @@ const LOOK_FOR_A_BASE: Duration = Duration::from_secs(60);
 
 /// Pause between looks at how far the archive of another node has got: each lists the timeline's objects.
 const LOOK_AT_THE_ARCHIVE: Duration = Duration::from_secs(30);
+/// And that pause is at least so many times as long as a look takes.
+const LOOKS_PART: u32 = 10;
 
 /// How long the archiver may take for its first object behind an accepted gap.
 const GO_ON: Duration = Duration::from_secs(30);
@@ -170,8 +172,14 @@ impl Archive {
     /// Advances the slot: by what this node archives, and else by what the repository says now and then.
     async fn advance(self, repository: Repository, driver: Weak<Driver>, store: Weak<Store>) {
         let mut at = self.inner.archived.get();
+        // At once, and then not so often that a large archive is listed all the time.
+        let mut pause = Duration::ZERO;
         loop {
-            let archived = tokio::time::timeout(LOOK_AT_THE_ARCHIVE, self.inner.archived.reached(at.next())).await;
+            let archived = tokio::time::timeout(
+                std::mem::replace(&mut pause, LOOK_AT_THE_ARCHIVE),
+                self.inner.archived.reached(at.next()),
+            )
+            .await;
             let (Some(driver), Some(store)) = (driver.upgrade(), store.upgrade()) else { return };
             match archived {
                 Ok(Ok(now)) => at = now,
@@ -179,7 +187,10 @@ impl Archive {
                 Err(_) if driver.role().borrow().role == RoleName::Primary => {}
                 Err(_) => {
                     let identity = store.identity();
+                    let clock = &store.env().clock;
+                    let begun = clock.monotonic();
                     let found = mainstay_backup::archived_upto(&repository, identity.cluster, identity.timeline).await;
+                    pause = pause.max(clock.monotonic().saturating_sub(begun) * LOOKS_PART);
                     match found {
                         Ok(found) => at = at.max(found.unwrap_or_default()),
                         Err(e) => tracing::debug!(error = %e, "cannot see how far the archive reaches"),
