@@ -325,7 +325,8 @@ impl Planner<'_> {
             Target::Time(ts) if ts > window.to.1 => return Err(after()),
             Target::Time(ts) => {
                 let base = bases.iter().rfind(|b| b.at.ts <= ts).copied().ok_or_else(before)?;
-                (base, self.locate(&history, base, ts).await?)
+                let next = bases.iter().find(|b| b.at.ts > ts).copied();
+                (base, self.locate(&history, base, next, ts).await?)
             }
         };
         self.finish(target, timeline, &history, base, &landing)
@@ -402,8 +403,15 @@ impl Planner<'_> {
         ts.ok_or_else(|| Error::damaged(piece.name, format!("it does not hold LSN {}", piece.to)))
     }
 
-    /// The last record at or before `ts`, which lies between `base` and the end of the archive.
-    async fn locate(&self, history: &[Stretch], base: &BaseDoc, ts: CommitTs) -> Result<Landing> {
+    /// The last record at or before `ts`, which lies between `base` and the end of the archive. `next` is the first base
+    /// behind that time.
+    async fn locate(
+        &self,
+        history: &[Stretch],
+        base: &BaseDoc,
+        next: Option<&BaseDoc>,
+        ts: CommitTs,
+    ) -> Result<Landing> {
         let path = cover(self.catalog, history, base.at.lsn, Lsn::MAX);
         // Timestamps grow along a history: the first object that ends at or after `ts` decides.
         let (mut low, mut high) = (0, path.pieces.len());
@@ -417,7 +425,7 @@ impl Planner<'_> {
             None => (base.at.lsn, base.at.ts),
         };
         let Some(piece) = path.pieces.get(low) else {
-            return Ok(Landing { lsn: before.0, ts: before.1, answer: Answer::Exact });
+            return behind_all(before, next, ts);
         };
         let times = self.times(piece).await?;
         let at = times.iter().rfind(|(_, t)| **t <= ts).map_or(before, |(l, t)| (*l, *t));
@@ -436,6 +444,20 @@ impl Planner<'_> {
         };
         Ok(Landing { lsn: at.0, ts: at.1, answer })
     }
+}
+
+/// Where a time lies that all objects end before: at the end of them only if nothing can have come in between.
+fn behind_all(before: (Lsn, CommitTs), next: Option<&BaseDoc>, ts: CommitTs) -> Result<Landing> {
+    let answer = match next {
+        // A base that is newer tells that the log went on.
+        Some(next) if before.1 < ts && before.0.next() < next.at.lsn => {
+            let (timeline, first, last) = (next.timeline, before.0.next(), next.at.lsn.prev());
+            return Err(Error::Gap { missing: vec![Missing { timeline, first, last }] });
+        }
+        Some(next) if before.1 < ts => Answer::Idle { next_ts: next.at.ts },
+        _ => Answer::Exact,
+    };
+    Ok(Landing { lsn: before.0, ts: before.1, answer })
 }
 
 fn whole(path: Path) -> Result<Vec<Piece>> {

@@ -2,7 +2,8 @@
 //!
 //! A flush, a merge and a new log segment each need a file more for a while. Who is refused one has done nothing yet, or
 //! takes back what it has done, and is tried again as after a full disk: nothing that was acknowledged depends on it.
-//! Syncs need no handle that is not open already (`crate::fs`), so a failed one is final here as anywhere \[I3\].
+//! Syncs of directories need a handle: they are kept, one is in reserve, and else they wait (`crate::fs`), so a sync that
+//! failed is final here as anywhere \[I3\].
 //! Owns: the account of what waits. Never: counting files, or closing any to make place.
 
 use std::io;
@@ -35,7 +36,6 @@ impl OpenFilesStats {
                 "writes that need another log segment or memtable are refused, reads go on"
             }
             Self { flush_waits: true, .. } => "flushes wait",
-            Self { segment_waits: true, .. } => "the next log segment waits",
             Self { merge_waits: true, .. } => "compaction waits",
             _ => return None,
         };

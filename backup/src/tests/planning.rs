@@ -95,6 +95,30 @@ async fn a_hole_anywhere_is_named_for_every_kind_of_target() {
     }
 }
 
+/// The archive ended, and a base was made afterwards: the log went on in between, and nobody has it.
+#[tokio::test]
+async fn a_time_between_the_end_of_the_log_and_a_later_base_is_refused() {
+    let store = FaultStore::new(1);
+    let history = History::new().epoch(1, 60);
+    archive_all(&store, &history.cut(30), WRITER, 400).await;
+    base(&store, history.position(10), WRITER).await;
+    base(&store, history.position(45), WRITER).await;
+    for ts in [CommitTs(ts_of(30).0 + 3), ts_of(31), ts_of(44), CommitTs(ts_of(44).0 + 3)] {
+        match ask(&store, Target::Time(ts)).await {
+            Err(Error::Gap { missing }) => assert_eq!((missing[0].first, missing[0].last), (Lsn(31), Lsn(44)), "{ts}"),
+            other => panic!("{ts}: {other:?}"),
+        }
+    }
+    for (ts, lsn) in [(ts_of(30), 30), (ts_of(29), 29), (ts_of(45), 45)] {
+        let p = ask(&store, Target::Time(ts)).await.unwrap();
+        assert_eq!((p.landing_lsn, p.answer), (Lsn(lsn), Answer::Exact), "{ts}");
+    }
+    // Right behind the log: the base tells which record was next.
+    base(&store, history.position(31), WRITER).await;
+    let p = ask(&store, Target::Time(CommitTs(ts_of(30).0 + 3))).await.unwrap();
+    assert_eq!((p.landing_lsn, p.answer), (Lsn(30), Answer::Idle { next_ts: ts_of(31) }));
+}
+
 #[tokio::test]
 async fn the_newest_base_before_the_target_is_taken_and_one_behind_a_hole_helps() {
     let (store, history) = archived().await;

@@ -55,7 +55,8 @@ struct Timed {
 pub fn write_for_ever(options: &Options, name: &str) -> Result<()> {
     let engine = engines::open(name, &options.dir, options.cache_mib)?;
     let (mut random, mut v) = (Random::new(options.seed, 7), Vec::new());
-    for n in 0u64.. {
+    // Not for ever, should nobody kill it.
+    for n in 0..UNFLUSHED_WRITES * 1000 {
         if n == UNFLUSHED_WRITES {
             println!("{n}");
             std::io::stdout().flush()?;

@@ -10,6 +10,9 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::error::too_many_files;
 
 use super::window::Mapped;
 use super::{File, Fs, LockGuard, OpenMode, Window};
@@ -17,11 +20,45 @@ use super::{File, Fs, LockGuard, OpenMode, Window};
 /// Directories whose handles are kept for their next sync. A store syncs four of them again and again.
 const DIRS_KEPT: usize = 16;
 
+/// How often, and after which pause, a directory is opened for its sync again while too many files are open.
+const OPEN_TRIES: u32 = 1000;
+const OPEN_PAUSE: Duration = Duration::from_millis(10);
+
 /// The operating system's files. Directories are made with mode 0700, files with 0600.
 #[derive(Debug, Default)]
 pub struct OsFs {
+    dirs: Mutex<Dirs>,
+}
+
+#[derive(Debug, Default)]
+struct Dirs {
     /// The one synced last is at the end.
-    dirs: Mutex<Vec<Arc<OpenDir>>>,
+    open: Vec<Arc<OpenDir>>,
+    /// Given up for a directory that has to be opened when no more files may be: its sync must not fail for that.
+    spare: Option<fs::File>,
+}
+
+impl Dirs {
+    /// Opens a directory, with the spare handle if there is no other.
+    fn open(&mut self, path: &Path) -> io::Result<OpenDir> {
+        let opened = match OpenDir::open(path) {
+            Err(e) if too_many_files(&e) && self.spare.take().is_some() => OpenDir::open(path),
+            other => other,
+        };
+        if self.spare.is_none() && opened.is_ok() {
+            self.spare = fs::File::open("/dev/null").ok();
+        }
+        opened
+    }
+
+    /// Makes place for one more. A directory whose sync failed stays: anew it would be told of no failure.
+    fn evict(&mut self) {
+        while self.open.len() >= DIRS_KEPT
+            && let Some(at) = self.open.iter().position(|d| lock(&d.failed).is_none())
+        {
+            drop(self.open.remove(at));
+        }
+    }
 }
 
 /// A directory that stays open: when no more files may be opened its names can still be made durable, and a sync that
@@ -62,7 +99,7 @@ impl OsFs {
     /// The real file system.
     #[must_use]
     pub const fn new() -> Self {
-        Self { dirs: Mutex::new(Vec::new()) }
+        Self { dirs: Mutex::new(Dirs { open: Vec::new(), spare: None }) }
     }
 
     /// A handle on the directory that has this name now, the one that is open if there is one.
@@ -70,18 +107,18 @@ impl OsFs {
         let meta = fs::metadata(path)?;
         let id = (meta.dev(), meta.ino());
         let mut dirs = lock(&self.dirs);
-        let dir = match dirs.iter().position(|d| d.path == path) {
-            Some(at) if dirs.get(at).is_some_and(|d| d.id == id) => dirs.remove(at),
+        let dir = match dirs.open.iter().position(|d| d.path == path) {
+            Some(at) if dirs.open.get(at).is_some_and(|d| d.id == id) => dirs.open.remove(at),
             Some(at) => {
-                drop(dirs.remove(at));
-                Arc::new(OpenDir::open(path)?)
+                drop(dirs.open.remove(at));
+                Arc::new(dirs.open(path)?)
             }
-            None => Arc::new(OpenDir::open(path)?),
+            None => {
+                dirs.evict();
+                Arc::new(dirs.open(path)?)
+            }
         };
-        if dirs.len() == DIRS_KEPT {
-            drop(dirs.remove(0));
-        }
-        dirs.push(Arc::clone(&dir));
+        dirs.open.push(Arc::clone(&dir));
         Ok(dir)
     }
 }
@@ -186,7 +223,15 @@ impl Fs for OsFs {
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        self.dir(path)?.sync()
+        let mut tries = 0;
+        loop {
+            match self.dir(path) {
+                // Nothing is lost yet, and whoever asks takes an error for a sync that failed.
+                Err(e) if too_many_files(&e) && tries < OPEN_TRIES => std::thread::sleep(OPEN_PAUSE),
+                opened => return opened?.sync(),
+            }
+            tries += 1;
+        }
     }
 
     fn lock(&self, path: &Path) -> io::Result<Box<dyn LockGuard>> {
@@ -254,7 +299,7 @@ mod tests {
             fs.sync_dir(root.path()).unwrap();
         }
         let dirs = lock(&fs.dirs);
-        assert_eq!(dirs.len(), DIRS_KEPT);
-        assert!(dirs.iter().any(|d| d.path == root.path()));
+        assert_eq!(dirs.open.len(), DIRS_KEPT);
+        assert!(dirs.open.iter().any(|d| d.path == root.path()));
     }
 }

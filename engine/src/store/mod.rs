@@ -225,7 +225,7 @@ impl Store {
         let (identity, ingested) = Identity::read_from(&*env.fs, dir)?.ok_or_else(missing)?;
         refuse(dir, ingested)?;
         end_attempt(&env, dir).map_err(|e| final_if_sync(&env, e))?;
-        Self::open_locked(env, dir, options, (identity, ingested), lock)
+        Self::open_locked(env.clone(), dir, options, (identity, ingested), lock).map_err(|e| final_if_sync(&env, e))
     }
 
     /// Opens a store whose own log commits: every record that recovery found is committed and visible,

@@ -163,7 +163,10 @@ impl Taken {
             return false;
         }
         if !self.has_room(bytes, most) {
-            self.turn.get_or_insert(Turn { bytes, room_since: None });
+            // The largest that was refused is next.
+            if self.turn.is_none_or(|turn| turn.bytes < bytes) {
+                self.turn = Some(Turn { bytes, room_since: None });
+            }
             return false;
         }
         (self.writes, self.bytes, self.turn) = (self.writes + 1, self.bytes + bytes, None);
@@ -445,6 +448,20 @@ mod tests {
         assert_eq!((taken.writes, taken.bytes), (0, 0));
     }
 
+    /// They would take turns, and the largest would never get one.
+    #[test]
+    fn a_batch_comes_before_smaller_ones_that_found_no_room_either() {
+        let (o, most) = outstanding();
+        let mut middling: VecDeque<Place> = (0..3).map(|_| o.place(most / 16 * 5, MS(0)).unwrap()).collect();
+        assert!(o.place(most / 16 * 5, MS(0)).is_err(), "it is next");
+        assert!(o.place(most / 4 * 3, MS(0)).is_err(), "and now this one");
+        for _ in 0..3 {
+            middling.pop_front();
+            middling.extend(o.place(most / 16 * 5, MS(0)));
+        }
+        assert!(middling.is_empty() && o.place(most / 4 * 3, MS(0)).is_ok());
+    }
+
     #[test]
     fn room_is_not_kept_for_long_for_a_batch_that_does_not_come_again() {
         let (o, most) = outstanding();
@@ -463,11 +480,11 @@ mod tests {
     fn one_as_large_takes_the_turn_and_the_number_of_writes_is_bounded_as_ever() {
         let (o, most) = outstanding();
         let first = o.place(most, MS(0)).unwrap();
-        assert!(o.place(most / 2, MS(0)).is_err() && o.place(most, MS(0)).is_err());
+        assert!(o.place(most / 2, MS(0)).is_err());
         drop(first);
-        let second = o.place(most / 2, MS(0)).unwrap();
-        let mut third: Vec<Place> = (0..10).map(|_| o.place(1, MS(0)).unwrap()).collect();
+        let second = o.place(most, MS(0)).unwrap();
         drop(second);
+        let mut third: Vec<Place> = (0..10).map(|_| o.place(1, MS(0)).unwrap()).collect();
         third.extend((10..OUTSTANDING_WRITES_MAX).map_while(|_| o.place(0, MS(0)).ok()));
         assert_eq!(third.len(), OUTSTANDING_WRITES_MAX);
         assert!(o.place(0, MS(0)).is_err());

@@ -13,6 +13,8 @@ use crate::exec::{Progress, Wake, Worker, WorkerThread};
 
 /// Pause of the threads for flush and compaction when there is nothing to do.
 const PAUSE: Duration = Duration::from_secs(1);
+/// The longest pause after merges that were refused files.
+const REFUSED_PAUSE_MOST: Duration = Duration::from_secs(64);
 /// How long a record of [`Durability::Buffered`](super::Durability::Buffered) stays in memory alone.
 const BUFFERED_FOR: Duration = Duration::from_millis(5);
 /// So long without a flush the store counts as one that nobody writes to.
@@ -68,7 +70,13 @@ impl Store {
     fn spawn_compaction(self: &Arc<Self>) -> Result<Vec<WorkerThread>> {
         let failed = |e| Error::io("start a thread for", &self.dir, e);
         let now = self.env.clock.monotonic();
-        let worker = Compaction { store: Arc::clone(self), flushes: 0, quiet_since: now, not_before: now };
+        let worker = Compaction {
+            store: Arc::clone(self),
+            flushes: 0,
+            quiet_since: now,
+            not_before: now,
+            refused: Default::default(),
+        };
         let thread = WorkerThread::spawn_in_background("compaction", self.wake_compaction.clone(), worker);
         let mut threads = vec![thread.map_err(failed)?];
         for (n, wake) in self.wake_helpers.iter().enumerate() {
@@ -111,6 +119,9 @@ struct Compaction {
     quiet_since: Duration,
     /// The bytes merged so far have used the time until then, by the rate that is allowed.
     not_before: Duration,
+    /// How long it waits after merges that were refused files, and until when: it may have been the last file of a
+    /// merge, all of which is done again.
+    refused: (Duration, Duration),
 }
 
 impl Compaction {
@@ -154,7 +165,25 @@ impl Compaction {
 
 impl Worker for Compaction {
     fn step(&mut self) -> Progress {
-        self.compact().unwrap_or_else(|e| self.store.background_error(&e))
+        let (pause, until) = self.refused;
+        let now = self.store.env.clock.monotonic();
+        if now < until {
+            return Progress::Sleep(until - now);
+        }
+        match self.compact() {
+            Ok(progress) => {
+                if !self.store.tree.merge_file().waits() {
+                    self.refused.0 = Duration::ZERO;
+                }
+                progress
+            }
+            Err(Error::TooManyFiles { .. }) => {
+                let pause = (pause * 2).clamp(PAUSE, REFUSED_PAUSE_MOST);
+                self.refused = (pause, self.store.env.clock.monotonic() + pause);
+                Progress::Sleep(pause)
+            }
+            Err(e) => self.store.background_error(&e),
+        }
     }
 }
 
@@ -265,14 +294,15 @@ mod tests {
     use crate::store::{Durability, Identity};
     use crate::{ClusterId, CommitTs, Env, Options, TimelineId};
 
-    fn store() -> (Arc<SimFs>, SimFatal, Arc<Store>) {
+    fn store() -> (Arc<SimFs>, SimFatal, Arc<SimClock>, Arc<Store>) {
         let fs = SimFs::new(1);
         let dir = Path::new("/data");
         fs.prepare_dir(dir).unwrap();
-        let (env, fatal) = Env::sim(Arc::clone(&fs), SimClock::new(CommitTs(1_000_000)), 1);
+        let clock = SimClock::new(CommitTs(1_000_000));
+        let (env, fatal) = Env::sim(Arc::clone(&fs), Arc::clone(&clock), 1);
         let identity = Identity { cluster: ClusterId(1), timeline: TimelineId(1) };
         let store = Arc::new(Store::create(env, dir, &Options::tiny(), identity).unwrap());
-        (fs, fatal, store)
+        (fs, fatal, clock, store)
     }
 
     fn freeze_one(store: &Store, n: u32) {
@@ -297,10 +327,16 @@ mod tests {
 
     #[test]
     fn a_flush_and_a_merge_that_may_open_no_file_are_tried_again_after_a_pause() {
-        let (fs, fatal, store) = store();
+        let (fs, fatal, clock, store) = store();
         let mut flush = flush_worker(&store);
         let now = store.env.clock.monotonic();
-        let mut merge = Compaction { store: Arc::clone(&store), flushes: 0, quiet_since: now, not_before: now };
+        let mut merge = Compaction {
+            store: Arc::clone(&store),
+            flushes: 0,
+            quiet_since: now,
+            not_before: now,
+            refused: Default::default(),
+        };
         run(&mut flush);
         freeze_one(&store, 0);
         fs.set_open_files_max(fs.open_files());
@@ -317,8 +353,12 @@ mod tests {
             run(&mut flush);
         }
         fs.set_open_files_max(fs.open_files());
-        for _ in 0..3 {
-            assert_eq!(run(&mut merge), Progress::Sleep(PAUSE));
+        // All of it is done again each time, so not as often as it is woken, and ever less.
+        for pause in [1, 2, 4].map(|n| PAUSE * n) {
+            assert_eq!(run(&mut merge), Progress::Sleep(pause));
+            let refusals = store.stats().open_files.refusals;
+            assert_eq!((run(&mut merge), store.stats().open_files.refusals), (Progress::Sleep(pause), refusals));
+            clock.advance(pause);
         }
         let stats = store.stats();
         assert!(stats.open_files.merge_waits && stats.open_files.refusals >= 3, "{stats:?}");
@@ -332,7 +372,7 @@ mod tests {
 
     #[test]
     fn a_flush_whose_sync_fails_ends_the_store() {
-        let (fs, fatal, store) = store();
+        let (fs, fatal, _, store) = store();
         let mut flush = flush_worker(&store);
         run(&mut flush);
         freeze_one(&store, 0);

@@ -60,7 +60,7 @@ impl Hasher for Mix {
 /// ones would end in none, and then it cannot tell what is asked often.
 const fn changed(now: u64, most: u64, step: u64) -> Option<u64> {
     let new = if most > step { most - most % step } else { most };
-    if new < now || new >= now + 2 * step { Some(new) } else { None }
+    if new < now || new >= now.saturating_add(2 * step) { Some(new) } else { None }
 }
 
 /// What is divided, in bytes.

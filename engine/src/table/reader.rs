@@ -298,13 +298,23 @@ impl Table {
         Ok(self.times()?.last_where(|_, t| t <= ts))
     }
 
-    /// Blocks of a table that is gone would stay in the cache until those that are asked have pushed them out. A table in
-    /// which nothing was read by its index has none.
+    /// Blocks of a table that is gone would stay in the cache until those that are asked have pushed them out. Where
+    /// the index is not in memory any more, they do.
     fn forget_blocks(&self) {
-        if let Some(index) = self.index.get().filter(|_| self.name.obsolete.load(Ordering::Acquire)) {
-            let places = (0..index.len()).filter_map(|n| index.place(n));
-            places.for_each(|place| self.cache.forget(self.number, place.offset));
+        if !self.name.obsolete.load(Ordering::Acquire) {
+            return;
         }
+        let lent;
+        let index = match self.index.get() {
+            Some(index) => index,
+            None => {
+                lent = self.cache.parts().get::<Index>(self.number);
+                let Some(lent) = &lent else { return };
+                lent
+            }
+        };
+        let places = (0..index.len()).filter_map(|n| index.place(n));
+        places.for_each(|place| self.cache.forget(self.number, place.offset));
     }
 
     pub(super) fn block(&self, at: Place, caching: Caching) -> Result<Arc<Block>> {

@@ -4,12 +4,10 @@
 //! the tree reads from. Never: finding damage, or what compaction does about it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use super::{TableScrub, Tree, lock};
 use crate::error::Error;
-use crate::table::parse_table_name;
 use crate::table::reader::Table;
 
 /// What is wrong, by table. Who takes a table out of the tree, or puts another file in its place, changes the version
@@ -74,8 +72,9 @@ impl Tree {
     /// Notes what the error says if it is of lost bytes of a table of the tree; whether it is. What the disk does not
     /// give is as good as damaged: it would fail the same merge at each start.
     pub(crate) fn note_met(&self, e: &Error) -> bool {
-        let id = e.damaged_file().and_then(Path::file_name).and_then(|n| n.to_str()).and_then(parse_table_name);
-        let table = id.and_then(|id| self.version().all_tables().find(|t| t.id() == id).cloned());
+        // The whole path: a copy elsewhere has the same name.
+        let path = e.damaged_file();
+        let table = path.and_then(|path| self.version().all_tables().find(|t| t.path() == path).cloned());
         let Some(table) = table else { return false };
         self.note_damaged(&table, e.to_string());
         true

@@ -29,8 +29,10 @@ const LOOK_FOR_A_BASE: Duration = Duration::from_secs(60);
 
 /// Pause between looks at how far the archive of another node has got: each lists the timeline's objects.
 const LOOK_AT_THE_ARCHIVE: Duration = Duration::from_secs(30);
-/// And that pause is at least so many times as long as a look takes.
-const LOOKS_PART: u32 = 10;
+/// A large archive is not listed all the time: the pause is so many times as long as a look takes, up to a bound that
+/// leaves the log's byte cap to last until the next look.
+const LOOKS_PART: u32 = 4;
+const LOOK_AT_MOST: Duration = Duration::from_secs(180);
 
 /// How long the archiver may take for its first object behind an accepted gap.
 const GO_ON: Duration = Duration::from_secs(30);
@@ -172,7 +174,6 @@ impl Archive {
     /// Advances the slot: by what this node archives, and else by what the repository says now and then.
     async fn advance(self, repository: Repository, driver: Weak<Driver>, store: Weak<Store>) {
         let mut at = self.inner.archived.get();
-        // At once, and then not so often that a large archive is listed all the time.
         let mut pause = Duration::ZERO;
         loop {
             let archived = tokio::time::timeout(
@@ -190,7 +191,10 @@ impl Archive {
                     let clock = &store.env().clock;
                     let begun = clock.monotonic();
                     let found = mainstay_backup::archived_upto(&repository, identity.cluster, identity.timeline).await;
-                    pause = pause.max(clock.monotonic().saturating_sub(begun) * LOOKS_PART);
+                    if found.is_ok() {
+                        let took = clock.monotonic().saturating_sub(begun);
+                        pause = (took * LOOKS_PART).clamp(LOOK_AT_THE_ARCHIVE, LOOK_AT_MOST);
+                    }
                     match found {
                         Ok(found) => at = at.max(found.unwrap_or_default()),
                         Err(e) => tracing::debug!(error = %e, "cannot see how far the archive reaches"),

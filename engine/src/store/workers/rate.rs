@@ -30,7 +30,7 @@ fn store(options: &Options) -> (Arc<Store>, Arc<SimClock>) {
 
 fn compaction(store: &Arc<Store>) -> Compaction {
     let now = store.env.clock.monotonic();
-    Compaction { store: Arc::clone(store), flushes: 0, quiet_since: now, not_before: now }
+    Compaction { store: Arc::clone(store), flushes: 0, quiet_since: now, not_before: now, refused: Default::default() }
 }
 
 /// A table more in level 0: keys of 400, in any order.
