@@ -425,7 +425,7 @@ impl Planner<'_> {
             None => (base.at.lsn, base.at.ts),
         };
         let Some(piece) = path.pieces.get(low) else {
-            return behind_all(before, next, ts);
+            return self.behind_all(history, before, next, ts);
         };
         let times = self.times(piece).await?;
         let at = times.iter().rfind(|(_, t)| **t <= ts).map_or(before, |(l, t)| (*l, *t));
@@ -444,20 +444,25 @@ impl Planner<'_> {
         };
         Ok(Landing { lsn: at.0, ts: at.1, answer })
     }
-}
 
-/// Where a time lies that all objects end before: at the end of them only if nothing can have come in between.
-fn behind_all(before: (Lsn, CommitTs), next: Option<&BaseDoc>, ts: CommitTs) -> Result<Landing> {
-    let answer = match next {
-        // A base that is newer tells that the log went on.
-        Some(next) if before.1 < ts && before.0.next() < next.at.lsn => {
-            let (timeline, first, last) = (next.timeline, before.0.next(), next.at.lsn.prev());
-            return Err(Error::Gap { missing: vec![Missing { timeline, first, last }] });
-        }
-        Some(next) if before.1 < ts => Answer::Idle { next_ts: next.at.ts },
-        _ => Answer::Exact,
-    };
-    Ok(Landing { lsn: before.0, ts: before.1, answer })
+    /// Where a time lies that all objects end before: at the end of them only if nothing can have come in between. A base
+    /// that is newer tells that the log went on.
+    fn behind_all(
+        &self,
+        history: &[Stretch],
+        before: (Lsn, CommitTs),
+        next: Option<&BaseDoc>,
+        ts: CommitTs,
+    ) -> Result<Landing> {
+        let answer = match next {
+            Some(next) if before.1 < ts => {
+                whole(cover(self.catalog, history, before.0, next.at.lsn.prev()))?;
+                Answer::Idle { next_ts: next.at.ts }
+            }
+            _ => Answer::Exact,
+        };
+        Ok(Landing { lsn: before.0, ts: before.1, answer })
+    }
 }
 
 fn whole(path: Path) -> Result<Vec<Piece>> {

@@ -163,6 +163,22 @@ async fn four_timelines() -> (Arc<FaultStore>, Vec<(TimelineId, History)>) {
     (store, vec![(T1, t1), (T2, t2), (T3, t3), (T4, t4)])
 }
 
+/// LSNs that a new timeline leaves out are missing nowhere.
+#[tokio::test]
+async fn the_jump_to_a_new_timeline_is_no_gap_before_its_first_base() {
+    let (store, histories) = four_timelines().await;
+    let (timeline, t2) = &histories[1];
+    let start = t2.position(40 + JUMP);
+    base(&store, start, Writer { timeline: *timeline, ..epoch(2) }).await;
+    for name in names(&store, &format!("wal/{timeline}")).await {
+        remove(&store, &name).await;
+    }
+    let between = CommitTs(start.ts.0 - 1);
+    assert!(between > t2.position(40).ts);
+    let p = plan(&repository(&store), Target::Time(between), Some(*timeline)).await.unwrap();
+    assert_eq!((p.landing_lsn, p.answer), (Lsn(40), Answer::Idle { next_ts: start.ts }));
+}
+
 #[tokio::test]
 async fn each_leaf_of_four_timelines_restores_its_own_history() {
     let (store, histories) = four_timelines().await;
