@@ -21,6 +21,8 @@ use crate::codec::{Cursor, Malformed};
 use crate::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 use crate::lsn::Lsn;
 
+use super::spare;
+
 pub(super) const KIND_PUT: u8 = 1;
 pub(super) const KIND_DELETE: u8 = 2;
 /// In the flags: offsets take four bytes.
@@ -83,6 +85,12 @@ impl BlockEntry<'_> {
             let rest = tail.get(HEAD..).unwrap_or_default();
             if rest.is_empty() || self.rest.is_empty() { self.tail_len.cmp(&tail.len()) } else { self.rest.cmp(rest) }
         })
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        spare::give(std::mem::take(&mut self.raw));
     }
 }
 

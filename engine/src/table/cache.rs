@@ -4,13 +4,14 @@
 //! less than the least that they were given. Owns: that division, what reads count. Never: blocks read by compaction,
 //! which would push out what readers use.
 
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use quick_cache::Weighter;
 use quick_cache::sync::{Cache, DefaultLifecycle};
 
+use super::admission::Admission;
 use super::block::Block;
 use super::parts::Parts;
 use super::tally::{Asked, Counts, Event, Tally};
@@ -20,6 +21,9 @@ use crate::limits::Options;
 const UNASKED_MAX: u32 = 16;
 /// The least that blocks have is so many steps in which more is given or taken.
 const STEPS: u64 = 8;
+
+/// Of the memory limit, this part of what is for work in progress is what scans may hold of blocks that they read ahead.
+const RUNS_PART: u64 = 64;
 
 /// Table file number (unique within the process) and offset of the block, or which part.
 pub(super) type CacheKey = (u64, u64);
@@ -83,6 +87,10 @@ pub(crate) struct BlockCache {
     parts: Parts,
     share: Mutex<Share>,
     next_table: AtomicU64,
+    admission: Admission,
+    /// What scans read ahead, and the most of it.
+    runs: AtomicU64,
+    runs_most: u64,
     tally: Tally,
 }
 
@@ -105,6 +113,9 @@ impl BlockCache {
             parts: Parts::new(options),
             share: Mutex::new(Share { all: bytes, least, blocks: bytes, parts: 0, unasked: 0 }),
             next_table: AtomicU64::new(0),
+            admission: Admission::new(items),
+            runs: AtomicU64::new(0),
+            runs_most: bytes / RUNS_PART,
             tally: Tally::default(),
         }
     }
@@ -163,8 +174,32 @@ impl BlockCache {
         self.blocks.get(&(table, offset))
     }
 
-    pub(super) fn insert(&self, table: u64, offset: u64, block: &Arc<Block>) {
-        self.blocks.insert((table, offset), Arc::clone(block));
+    /// A block that was missed and read: it comes in if there is room, or if it was missed before.
+    pub(super) fn offer(&self, table: u64, offset: u64, block: &Arc<Block>) {
+        let key = (table, offset);
+        if self.admission.admits(Self::hash_of(&key), || self.is_full()) {
+            self.blocks.insert(key, Arc::clone(block));
+        }
+    }
+
+    fn hash_of(key: &CacheKey) -> u64 {
+        BuildHasherDefault::<Mix>::default().hash_one(key)
+    }
+
+    /// Whether a block that comes pushes out others.
+    fn is_full(&self) -> bool {
+        let capacity = self.blocks.capacity();
+        self.blocks.weight() > capacity - capacity / 16
+    }
+
+    /// Counts so many bytes as read ahead if there is room.
+    pub(super) fn reserve_run(&self, bytes: u64) -> bool {
+        let more = |held: u64| held.checked_add(bytes).filter(|sum| *sum <= self.runs_most);
+        self.runs.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+    }
+
+    pub(super) fn release_run(&self, bytes: u64) {
+        self.runs.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     pub(super) fn count(&self, event: Event) {

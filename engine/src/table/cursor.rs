@@ -15,14 +15,15 @@ use super::format::Place;
 use super::index::Index;
 use super::parts::Lent;
 use super::reader::{Caching, Table};
+use super::run::Run;
 use super::{Bounds, EntryRef};
-
-/// Read at once by who passes over the cache, in bytes.
-pub(crate) const RUN_BYTES: u64 = 256 << 10;
 
 /// Of an index that is not pinned so many blocks are taken at once, first and at most.
 const STRETCH_FIRST: usize = 8;
 const STRETCH_MOST: usize = 128;
+/// By who passes over the cache: there are few of those at once, each goes through the whole table, and nobody keeps the index for
+/// it meanwhile.
+const STRETCH_BYPASS: usize = 4096;
 
 /// A block on the way.
 #[derive(Clone, Copy, Debug)]
@@ -60,8 +61,7 @@ pub(crate) struct TableCursor {
     /// The entries of `block` that are left: `at..end`.
     at: usize,
     end: usize,
-    /// Bytes read ahead and where they start.
-    run: (Vec<u8>, u64),
+    run: Run,
     /// The present entry. `key` starts with the block's prefix.
     key: Vec<u8>,
     lsn: Lsn,
@@ -79,12 +79,12 @@ impl TableCursor {
             caching,
             next_block: Next::First,
             ahead: Vec::new(),
-            stretch: STRETCH_FIRST,
+            stretch: if caching == Caching::Bypass { STRETCH_BYPASS } else { STRETCH_FIRST },
             block: None,
             offset: 0,
             at: 0,
             end: 0,
-            run: (Vec::new(), 0),
+            run: Run::default(),
             key: Vec::new(),
             lsn: Lsn::ZERO,
             value: None,
@@ -112,7 +112,7 @@ impl TableCursor {
         if !self.valid {
             (self.block, self.next_block) = (None, Next::None);
             self.ahead.clear();
-            self.run = (Vec::new(), 0);
+            self.run = Run::default();
             (self.at, self.end) = (0, 0);
         }
         moved
@@ -171,7 +171,10 @@ impl TableCursor {
         }
         drop(index);
         ahead.reverse();
-        self.stretch = most.saturating_mul(4).clamp(STRETCH_FIRST, STRETCH_MOST);
+        self.stretch = match self.caching {
+            Caching::Keep => most.saturating_mul(4).clamp(STRETCH_FIRST, STRETCH_MOST),
+            Caching::Bypass => STRETCH_BYPASS,
+        };
         (self.next_block, self.ahead) = (next, ahead);
         Ok(first)
     }
@@ -206,23 +209,47 @@ impl TableCursor {
     }
 
     fn fetch(&mut self, stop: Stop) -> Result<Arc<Block>> {
-        let place = stop.place;
-        if self.caching == Caching::Keep || self.reverse {
-            return self.table.block(place, self.caching);
+        let (place, table) = (stop.place, &self.table);
+        if self.reverse {
+            return table.block(place, self.caching);
         }
-        let (run, run_at) = &self.run;
-        if place.offset < *run_at || place.offset + place.len > run_at + run.len() as u64 {
-            self.run = match self.table.pinned_index() {
-                Some(index) => {
-                    let next = (stop.number + 1..index.len()).filter_map(|n| index.place(n));
-                    self.table.read_places(place, next, RUN_BYTES)?
-                }
-                None => {
-                    let next = self.ahead.iter().rev().map(|s| s.place);
-                    self.table.read_places(place, next, RUN_BYTES)?
-                }
-            };
+        if self.caching == Caching::Keep
+            && let Some(block) = table.cached(place)
+        {
+            self.run.found_one();
+            return Ok(block);
         }
-        self.table.block_in(place, &self.run.0, self.run.1)
+        if !self.run.has(place) && !self.read_ahead(stop)? {
+            let block = self.table.read_block(place)?;
+            self.table.offer(place, &block);
+            return Ok(block);
+        }
+        // What it held is used for the next one.
+        self.block = None;
+        let block = Arc::new(self.table.block_in(place, self.run.bytes())?);
+        if self.caching == Caching::Keep {
+            self.table.offer(place, &block);
+        }
+        Ok(block)
+    }
+
+    /// Reads the block and some behind it, if that is wanted. A reader that does not get so much asks for the block alone: what is
+    /// behind it may never be asked for.
+    fn read_ahead(&mut self, stop: Stop) -> Result<bool> {
+        let Some(bytes) = self.run.wanted(stop.place, self.caching, self.table.cache()) else { return Ok(false) };
+        let read = match self.table.pinned_index() {
+            Some(index) => {
+                let next = (stop.number + 1..index.len()).filter_map(|n| index.place(n));
+                self.table.read_ahead(&mut self.run, stop.place, next, bytes)
+            }
+            None => {
+                let next = self.ahead.iter().rev().map(|s| s.place);
+                self.table.read_ahead(&mut self.run, stop.place, next, bytes)
+            }
+        };
+        match read {
+            Err(_) if self.caching == Caching::Keep => Ok(false),
+            read => read.map(|()| true),
+        }
     }
 }

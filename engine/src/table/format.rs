@@ -19,6 +19,7 @@ use crate::lsn::{CommitTs, Lsn};
 
 use super::RangeDelete;
 use super::block::INTERNAL_KEY_MAX;
+use super::spare;
 
 /// Format version this program writes and the newest it reads.
 pub(crate) const VERSION: u32 = 4;
@@ -92,13 +93,17 @@ pub(super) fn take_block(c: &mut Cursor<'_>, id: u128, offset: u64, kind: BlockK
         return Err(Malformed("block of another kind"));
     }
     match codec {
-        CODEC_RAW if stored_len == raw_len => Ok(stored.to_vec()),
+        CODEC_RAW if stored_len == raw_len => {
+            let mut raw = spare::take(raw_len);
+            raw.copy_from_slice(stored);
+            Ok(raw)
+        }
         CODEC_LZ4 => {
             // LZ4 packs at most 255 to 1: a larger claim is no reason to allocate.
             if raw_len > RAW_BYTES_MAX || raw_len > stored_len.saturating_mul(255) {
                 return Err(Malformed("uncompressed length over bound"));
             }
-            let mut raw = vec![0; raw_len];
+            let mut raw = spare::take(raw_len);
             match lz4_flex::block::decompress_into(stored, &mut raw) {
                 Ok(n) if n == raw_len => Ok(raw),
                 _ => Err(Malformed("block does not decompress to its length")),

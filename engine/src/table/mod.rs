@@ -25,6 +25,7 @@ use crate::lsn::Lsn;
 use block::Block;
 use superseded::Superseded;
 
+mod admission;
 pub(crate) mod block;
 mod block_builder;
 pub(crate) mod builder;
@@ -38,7 +39,9 @@ mod index;
 pub(crate) mod inspect;
 mod parts;
 pub(crate) mod reader;
+pub(crate) mod run;
 mod sample;
+mod spare;
 pub(crate) mod superseded;
 mod tally;
 #[cfg(test)]

@@ -26,6 +26,7 @@ use super::format::{
 };
 use super::index::Index;
 use super::parts::{Lent, Part};
+use super::run::Run;
 use super::tally::{Asked, Event};
 use super::times::Times;
 use super::{Hit, RangeDelete};
@@ -325,14 +326,27 @@ impl Table {
         }
         let block = self.read_block(at)?;
         if caching == Caching::Keep {
-            self.cache.insert(self.number, at.offset, &block);
+            self.cache.offer(self.number, at.offset, &block);
         }
         Ok(block)
     }
 
-    fn read_block(&self, at: Place) -> Result<Arc<Block>> {
+    pub(super) fn read_block(&self, at: Place) -> Result<Arc<Block>> {
         let raw = self.raw().block(at, self.id, BlockKind::Data)?;
         Ok(Arc::new(Block::decode(raw).map_err(|m| self.damaged(at.offset, m))?))
+    }
+
+    /// The block if it is in the cache, for a reader.
+    pub(super) fn cached(&self, at: Place) -> Option<Arc<Block>> {
+        self.cache.get(self.number, at.offset)
+    }
+
+    pub(super) fn offer(&self, at: Place, block: &Arc<Block>) {
+        self.cache.offer(self.number, at.offset, block);
+    }
+
+    pub(super) const fn cache(&self) -> &Arc<BlockCache> {
+        &self.cache
     }
 
     /// [`Table::block`] for a get.
@@ -343,7 +357,7 @@ impl Table {
         }
         asked.misses += 1;
         let block = self.read_block(at)?;
-        self.cache.insert(self.number, at.offset, &block);
+        self.cache.offer(self.number, at.offset, &block);
         Ok(block)
     }
 
@@ -426,22 +440,22 @@ impl Table {
         let index = self.index()?;
         let Some(first) = index.place(at) else { return Ok(None) };
         let next = (at + 1..index.len()).filter_map(|n| index.place(n));
-        self.read_places(first, next, buffer_max).map(Some)
+        let bytes = self.raw().read(run_of(first, next, buffer_max))?;
+        Ok(Some((bytes, first.offset)))
     }
 
-    /// [`Table::read_run`] of a block and those that stand behind it.
-    pub(super) fn read_places(
+    /// Reads a block, and those of the `next` ones that stand right behind it and make no more than `bytes` with it.
+    pub(super) fn read_ahead(
         &self,
+        run: &mut Run,
         first: Place,
-        mut next: impl Iterator<Item = Place>,
-        buffer_max: u64,
-    ) -> Result<(Vec<u8>, u64)> {
-        let mut end = first.offset + first.len;
-        while let Some(place) = next.next().filter(|p| p.offset + p.len - first.offset <= buffer_max) {
-            end = place.offset + place.len;
-        }
-        let bytes = self.raw().read(Place { offset: first.offset, len: end - first.offset })?;
-        Ok((bytes, first.offset))
+        next: impl Iterator<Item = Place>,
+        bytes: u64,
+    ) -> Result<()> {
+        let raw = self.raw();
+        let place = run_of(first, next, bytes);
+        let read = raw.len_of(place).and_then(|len| raw.read_into(run.memory(place.offset, len), place));
+        read.inspect_err(|_| run.clear())
     }
 
     /// Bytes of the file, unchecked.
@@ -450,16 +464,23 @@ impl Table {
     }
 
     /// A data block out of bytes that [`Table::read_run`] gave.
-    pub(super) fn block_in(&self, place: Place, run: &[u8], run_at: u64) -> Result<Arc<Block>> {
+    pub(super) fn block_in(&self, place: Place, (run, run_at): (&[u8], u64)) -> Result<Block> {
         let damaged = |m: Malformed| self.damaged(place.offset, m);
-        let early = damaged(Malformed("the file ends early"));
+        let early = || damaged(Malformed("the file ends early"));
         let from = usize::try_from(place.offset.saturating_sub(run_at)).unwrap_or(usize::MAX);
         let bytes = run.get(from..).and_then(|b| b.get(..usize::try_from(place.len).unwrap_or(usize::MAX)));
-        let mut c = Cursor::new(bytes.ok_or(early)?);
+        let mut c = Cursor::new(bytes.ok_or_else(early)?);
         let raw = take_block(&mut c, self.id, place.offset, BlockKind::Data).map_err(damaged)?;
         c.finish().map_err(damaged)?;
-        Ok(Arc::new(Block::decode(raw).map_err(damaged)?))
+        Block::decode(raw).map_err(damaged)
     }
+}
+
+/// A block with those of the `next` ones that make no more than `bytes` with it.
+fn run_of(first: Place, next: impl Iterator<Item = Place>, bytes: u64) -> Place {
+    let fits = |p: &Place| p.end().is_some_and(|end| end - first.offset <= bytes);
+    let last = next.take_while(fits).last().unwrap_or(first);
+    Place { offset: first.offset, len: last.offset + last.len - first.offset }
 }
 
 impl Drop for Table {

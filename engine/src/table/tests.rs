@@ -17,6 +17,7 @@ use super::{Asked, Bounds, EntryRef, Hit, RangeDelete, TableFile, table_name, ve
 use crate::error::Error;
 use crate::fs::Fs;
 use crate::fs::os::OsFs;
+use crate::fs::sim::{FaultKind, OpClass, SimFs};
 use crate::limits::Options;
 use crate::lsn::{CommitTs, Lsn};
 use crate::value::Value;
@@ -259,4 +260,63 @@ fn an_empty_table_opens_and_verifies() {
     let table = open(&path).unwrap();
     assert!(read_all(&table, b"", b"", true).unwrap().is_empty());
     assert!(get(&table, b"\x01k", Lsn::MAX).unwrap().is_none());
+}
+
+/// A table in a simulated file system, with a cache so small that nothing stays in it for long.
+fn simulated(items: &[Item]) -> (Arc<SimFs>, Arc<Table>) {
+    let sim = SimFs::new(5);
+    let fs: Arc<dyn Fs> = Arc::<SimFs>::clone(&sim);
+    let dir = Path::new("/tables");
+    sim.prepare_dir(dir).unwrap();
+    let mut b = TableBuilder::create(&fs, dir, ID, 256, Origin::Flush).unwrap();
+    items.iter().for_each(|i| b.add(i.entry()).unwrap());
+    b.finish(&[], &Times::default(), CommitTs(1)).unwrap();
+    let cache = Arc::new(BlockCache::new(1 << 20, 256));
+    (sim, Arc::new(Table::open(&fs, &dir.join(table_name(ID)), &cache).unwrap()))
+}
+
+#[test]
+fn a_scan_that_misses_the_cache_reads_many_blocks_at_once_and_a_short_one_does_not() {
+    let all = items(2000);
+    let (sim, table) = simulated(&all);
+    let blocks = table.index().unwrap().len() as u64;
+    let reads = || sim.class_count(OpClass::Read);
+    let cursor = |bounds| TableCursor::new(Arc::clone(&table), bounds, false, Caching::Keep);
+    let before = reads();
+    let mut short = cursor(Bounds::all());
+    (0..4).for_each(|_| assert!(short.advance().unwrap()));
+    assert_eq!(reads() - before, 1, "one block holds these");
+    let before = reads();
+    assert_eq!(collect(cursor(Bounds::all())).unwrap(), all);
+    let took = reads() - before;
+    assert!(blocks > 300 && took < 30, "{took} reads of {blocks} blocks");
+    let before = reads();
+    assert_eq!(collect(cursor(Bounds::all())).unwrap(), all);
+    assert_eq!(reads(), before, "there was room in the cache");
+}
+
+#[test]
+fn a_scan_fails_for_the_blocks_that_it_needs_and_not_for_those_it_reads_ahead() {
+    let all = items(2000);
+    let mut failed = 0;
+    for nth in 1.. {
+        let (sim, table) = simulated(&all);
+        table.index().unwrap();
+        sim.fail_nth(OpClass::Read, nth, FaultKind::Eio);
+        let before = sim.class_count(OpClass::Read);
+        let got = collect(TableCursor::new(table, Bounds::all(), false, Caching::Keep));
+        match got {
+            Ok(got) => assert_eq!(got, all, "read {nth}"),
+            Err(e) => {
+                assert!(e.to_string().contains(&table_name(ID)), "{e}");
+                failed += 1;
+            }
+        }
+        if sim.class_count(OpClass::Read) - before < nth {
+            assert!(nth > 8, "this tests nothing");
+            break;
+        }
+    }
+    // The blocks that are read alone.
+    assert_eq!(failed, 2);
 }

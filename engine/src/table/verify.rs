@@ -173,7 +173,7 @@ impl TableCheck {
         let end = run.1 + run.0.len() as u64;
         let mut next = number;
         while let Some(place) = self.place(next).filter(|p| p.end().is_some_and(|e| e <= end)) {
-            let checked = self.table.block_in(place, &run.0, run.1).and_then(|block| {
+            let checked = self.table.block_in(place, (&run.0, run.1)).and_then(|block| {
                 let fail = |what: &'static str| Error::corruption(self.table.path(), place.offset, None, what);
                 self.walk.block(&self.table, next, &block).map_err(fail)
             });

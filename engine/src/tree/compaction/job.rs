@@ -12,9 +12,10 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::lsn::{CommitTs, Lsn};
-use crate::table::cursor::{RUN_BYTES, TableCursor};
+use crate::table::cursor::TableCursor;
 use crate::table::format::Origin;
 use crate::table::reader::{Caching, Table};
+use crate::table::run::RUN_BYTES;
 use crate::table::times::Times;
 use crate::table::{Bounds, RangeDelete};
 use crate::tree::Tree;
