@@ -160,8 +160,9 @@ impl Options {
     /// What blocks, indexes and filters may take beside `memtables` memtables and `held` bytes of those that only views
     /// hold.
     pub(crate) const fn table_memory_bytes(&self, memtables: usize, held: u64) -> u64 {
-        let others = (self.tail_memory_bytes + memtables * self.memtable_bytes) as u64 + held;
-        self.memory_limit.saturating_sub(others + self.memory_limit / WORK_PART)
+        let memtables = memtables.saturating_mul(self.memtable_bytes);
+        let others = (memtables.saturating_add(self.tail_memory_bytes) as u64).saturating_add(held);
+        self.memory_limit.saturating_sub(others.saturating_add(self.memory_limit / WORK_PART))
     }
 
     /// The least that the block cache has, with the indexes and filters that are not pinned.
@@ -173,7 +174,7 @@ impl Options {
     /// memtables as there may be, and the least of the cache, all fits into the limit.
     pub(crate) const fn pinned_bytes_most(&self) -> u64 {
         let least = self.cache_bytes_least();
-        let most = self.table_memory_bytes(self.frozen_memtables_max + 1, least);
+        let most = self.table_memory_bytes(self.frozen_memtables_max.saturating_add(1), least);
         if most > least { most } else { least }
     }
 

@@ -88,7 +88,7 @@ pub(super) fn open(
 /// Most released segments kept to be used again: so many as a flush lets go at once, for a record may take twice as
 /// much room in the log as in a memtable. Not fewer than two, not more than eight.
 fn spares_max(options: &Options, segment_bytes: u64) -> usize {
-    let flushed = (2 * options.memtable_bytes as u64).div_ceil(segment_bytes.max(1));
+    let flushed = (options.memtable_bytes as u64).saturating_mul(2).div_ceil(segment_bytes.max(1));
     usize::try_from(flushed).unwrap_or(usize::MAX).clamp(2, 8)
 }
 
@@ -509,7 +509,7 @@ impl<'a> Walk<'a> {
             segment_bytes: segment_bytes(options),
             retained_bytes: options.retained_log_bytes,
             spares_max: spares_max(options, segment_bytes(options)),
-            long_bytes: LONG_MEMTABLES * segment_bytes(options).max(options.memtable_bytes as u64),
+            long_bytes: segment_bytes(options).max(options.memtable_bytes as u64).saturating_mul(LONG_MEMTABLES),
             head: Mutex::new(Head::new(self.end, self.evidence, newest, offset)),
             prepare: Mutex::new(Prepare::new(next_seq, VecDeque::new())),
             segments: Mutex::new(segments),

@@ -20,6 +20,11 @@ struct Block {
 }
 
 impl Block {
+    /// Memory in bytes.
+    fn memory(&self) -> usize {
+        self.bytes.capacity() + self.starts.capacity() * size_of::<(Lsn, u32)>()
+    }
+
     fn last(&self) -> Lsn {
         self.starts.last().map_or(Lsn::ZERO, |(l, _)| *l)
     }
@@ -82,7 +87,8 @@ impl Pieces {
 pub(super) struct Tail {
     blocks: VecDeque<Arc<Block>>,
     open: Block,
-    bytes: usize,
+    /// Memory of `blocks`.
+    sealed_bytes: usize,
     bytes_max: usize,
     /// Everything above this is in here.
     floor: Lsn,
@@ -94,25 +100,31 @@ pub(super) struct Tail {
 impl Tail {
     pub(super) fn new(last: Lsn, bytes_max: usize) -> Self {
         let (blocks, open) = Default::default();
-        Self { blocks, open, bytes: 0, bytes_max, floor: last, last, cuts: Vec::new() }
+        Self { blocks, open, sealed_bytes: 0, bytes_max, floor: last, last, cuts: Vec::new() }
     }
 
     /// Adds a record, and drops the oldest blocks over the bound that are in files (`written`).
     pub(super) fn push(&mut self, lsn: Lsn, record: &[u8], written: Lsn) {
         if !self.open.bytes.is_empty() && self.open.bytes.len() + record.len() > BLOCK_BYTES {
-            self.blocks.push_back(Arc::new(std::mem::take(&mut self.open)));
-            self.open.bytes.reserve(BLOCK_BYTES);
+            let mut sealed = std::mem::take(&mut self.open);
+            // A large record leaves much of its block unused; of what it seldom is, a copy is dearer.
+            if sealed.memory() > sealed.bytes.len() * 5 / 4 {
+                sealed.bytes.shrink_to_fit();
+                sealed.starts.shrink_to_fit();
+            }
+            self.sealed_bytes += sealed.memory();
+            self.blocks.push_back(Arc::new(sealed));
+            self.open.bytes.reserve(BLOCK_BYTES.min(self.bytes_max / 4));
         }
         // A record fits u32, and a block holds one record or at most `BLOCK_BYTES`.
         self.open.starts.push((lsn, self.open.bytes.len() as u32));
         self.open.bytes.extend_from_slice(record);
-        self.bytes += record.len();
         self.last = lsn;
-        while self.bytes > self.bytes_max {
+        while self.bytes() > self.bytes_max {
             match self.blocks.front() {
                 Some(b) if b.last() <= written => {
                     self.floor = b.last();
-                    self.bytes -= b.bytes.len();
+                    self.sealed_bytes -= b.memory();
                     self.blocks.pop_front();
                 }
                 _ => return,
@@ -160,15 +172,15 @@ impl Tail {
     pub(super) fn cut(&mut self, last: Lsn) {
         self.blocks.clear();
         self.open = Block::default();
-        self.bytes = 0;
+        self.sealed_bytes = 0;
         self.floor = last;
         self.last = last;
         self.cuts.push(last);
     }
 
-    /// Bytes of the records held.
-    pub(super) const fn bytes(&self) -> usize {
-        self.bytes
+    /// Memory of the records held and of what finds them, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        self.sealed_bytes + self.open.memory()
     }
 
     /// How many cuts there were.
@@ -199,7 +211,7 @@ mod tests {
 
     #[test]
     fn what_is_not_written_stays_and_the_rest_goes_by_size() {
-        let mut t = Tail::new(Lsn(0), 100 << 10);
+        let mut t = Tail::new(Lsn(0), 115 << 10);
         for n in 1..=10 {
             t.push(Lsn(n), &vec![n as u8; 40 << 10], Lsn(0));
         }
@@ -210,6 +222,22 @@ mod tests {
         assert_eq!(read(&t, 11, 1000, 1), Some((1000, 1000, 10)));
         assert_eq!(read(&t, 11, 999, 1), None);
         assert_eq!(read(&t, 1001, 2000, 1), None);
+    }
+
+    #[test]
+    fn what_finds_small_records_counts_and_so_does_room_that_a_large_one_leaves() {
+        for record in [1, 20, 40 << 10] {
+            let mut t = Tail::new(Lsn(0), 1 << 20);
+            let mut most = 0;
+            for n in 1..=(4 << 20) / (record as u64 + 16) {
+                t.push(Lsn(n), &vec![0; record], Lsn(n));
+                let memory: usize = t.blocks.iter().map(|b| b.memory()).sum();
+                assert_eq!(t.bytes(), memory + t.open.memory());
+                most = most.max(t.bytes());
+            }
+            assert!(most <= (1 << 20) + 2 * BLOCK_BYTES && most > 1 << 19, "{most} bytes with records of {record}");
+            assert!(t.blocks.iter().all(|b| b.memory() <= b.bytes.len() * 5 / 4 + b.starts.len() * 32));
+        }
     }
 
     #[test]

@@ -144,7 +144,8 @@ impl Index {
             Offsets::Narrow(offsets) => offsets.capacity() * 4,
             Offsets::Wide(offsets) => offsets.capacity() * 8,
         };
-        let words = (self.heads.capacity() + self.group_ends.capacity()) * 8 + self.rest_ends.capacity() * 4;
+        let ends = self.group_ends.capacity() + self.far_ends.capacity();
+        let words = (self.heads.capacity() + ends) * 8 + self.rest_ends.capacity() * 4;
         let bytes = self.shared.capacity() + self.head_lens.capacity() + self.rests.capacity();
         (size_of::<Self>() + offsets + words + bytes) as u64
     }

@@ -91,7 +91,7 @@ pub(crate) struct Table {
     /// Index and filter, once they are pinned.
     index: OnceLock<Index>,
     filter: OnceLock<Filter>,
-    bottom: bool,
+    bottom: AtomicBool,
     /// Of a table at the bottom, from when its filter was first needed: whether it is read without.
     unfiltered: OnceLock<bool>,
     /// See [`Table::standing_at`].
@@ -127,7 +127,7 @@ impl Table {
             properties,
             index: OnceLock::new(),
             filter: OnceLock::new(),
-            bottom: false,
+            bottom: AtomicBool::new(false),
             unfiltered: OnceLock::new(),
             ingested: None,
             ranges,
@@ -152,9 +152,8 @@ impl Table {
     }
 
     /// One of the many tables at the bottom: read without its filter if memory is short when that is first needed.
-    pub(crate) fn at_bottom(mut self) -> Self {
-        self.bottom = true;
-        self
+    pub(crate) fn mark_bottom(&self) {
+        self.bottom.store(true, Ordering::Relaxed);
     }
 
     /// From now on all its entries have this LSN: they were written before anybody knew it. There is one version of a
@@ -394,7 +393,7 @@ impl Table {
     /// Whether a filter that is not pinned, or not yet, lets the key pass; `None` if the table is read without one.
     #[cold]
     fn ask_filter(&self, hash: u64) -> Result<Option<bool>> {
-        if self.bottom && *self.unfiltered.get_or_init(|| self.cache.parts().enough()) {
+        if self.bottom.load(Ordering::Relaxed) && *self.unfiltered.get_or_init(|| self.cache.parts().enough()) {
             return Ok(None);
         }
         Ok(Some(self.filter()?.may_contain(hash)))

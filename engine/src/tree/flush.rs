@@ -108,7 +108,7 @@ impl Tree {
     /// all of it is in the log.
     fn install_flush(&self, frozen: &Frozen, out: &Outputs) -> Result<()> {
         let memtable = &frozen.memtable;
-        let open = |p: &Placed| self.open_table(p, false).map(|t| (p.level, t));
+        let open = |p: &Placed| self.open_table(p, &self.table_path(p.file.id), false).map(|t| (p.level, t));
         let mut tables = out.done().iter().map(open).collect::<Result<Vec<_>>>()?;
         let mut added = out.done().to_vec();
         // No merge may start, or end in the same level, between the choice of levels and the edit. Nobody who writes waits

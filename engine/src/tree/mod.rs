@@ -493,17 +493,20 @@ impl Tree {
         u128::from(env.rng.next_u64()) << 64 | u128::from(env.rng.next_u64())
     }
 
-    /// Opens a table that is new, or whose file is: of the lowest level if `bottom`.
-    fn open_table(&self, placed: &Placed, bottom: bool) -> Result<Arc<Table>> {
+    /// Opens a table that is new, or whose file is and stands at `path`: of the lowest level if `bottom`.
+    fn open_table(&self, placed: &Placed, path: &Path, bottom: bool) -> Result<Arc<Table>> {
         let id = placed.file.id;
-        let table = Table::open(&self.env.fs, &self.table_path(id), &self.cache)?.living(&self.life);
+        let table = Table::open(&self.env.fs, path, &self.cache)?.living(&self.life);
         let table = table.standing_at(placed.ingested);
         let version = self.version();
         let table = match version.all_tables().find(|t| t.id() == id) {
             Some(old) => table.in_place_of(old),
             None => table,
         };
-        Ok(Arc::new(if bottom { table.at_bottom() } else { table }))
+        if bottom {
+            table.mark_bottom();
+        }
+        Ok(Arc::new(table))
     }
 }
 
@@ -525,7 +528,9 @@ fn open_tables(
         }
         let bottom = *level > 0 && *level == deepest;
         let table = table.standing_at(*ingested);
-        let table = if bottom { table.at_bottom() } else { table };
+        if bottom {
+            table.mark_bottom();
+        }
         tables.push((*level, Arc::new(table)));
     }
     let mut version = Version::new(active, state.flushed, state.floor, Arc::clone(cache));

@@ -2,7 +2,7 @@
 //!
 //! A table never changes, so a copy out of a checkpoint or a base backup with the id, length and hash that the
 //! manifest says is the table. Order: the copy is written beside it under a name that no open takes for a table →
-//! synced → read back whole → renamed over the damaged file → directory synced → readers are given the new file. A
+//! synced → read back whole → opened → renamed over the damaged file → directory synced → readers are given it. A
 //! crash at any point leaves the damaged table or the good one. Owns: that order. Never: a copy that was not verified,
 //! and never the manifest.
 
@@ -11,11 +11,13 @@ use std::sync::Arc;
 
 use super::manifest_file::Manifest;
 use super::stop::Stop;
+use super::version::LEVELS;
 use super::{Tree, lock, manifest_dir, tables_dir};
 use crate::env::Env;
 use crate::error::{Error, Result};
 use crate::fault::{Bug, planted};
 use crate::fs::{Fs, OpenMode, read_exact_at};
+use crate::table::reader::Table;
 use crate::table::{TableFile, table_name, verify_table};
 
 /// Copied at a time, in bytes.
@@ -40,14 +42,22 @@ impl Tree {
             return Err(e);
         }
         compacting.drop_job_with(id);
+        // Behind the rename nothing may fail that leaves readers with the damaged file: the handle is had before.
+        let table = self.open_copy(id, &copy).inspect_err(|_| {
+            let _ = self.env.fs.remove_file(&copy);
+        })?;
         put_in_place(&self.env.fs, &self.tables_dir, id, &copy, &self.stop)?;
-        let placed = lock(&self.manifest).state().tables.iter().find(|p| p.file.id == id).copied();
-        let placed = placed.ok_or_else(|| unknown(&self.tables_dir, id))?;
-        let bottom = placed.level > 0 && usize::from(placed.level) + 1 == super::version::LEVELS;
-        let table = self.open_table(&placed, bottom)?;
         self.change_version(|version| version.replace_table(&table));
         self.damaged.forget(id);
         Ok(())
+    }
+
+    /// Opens the copy that will be the table's file.
+    fn open_copy(&self, id: u128, copy: &Path) -> Result<Arc<Table>> {
+        let placed = lock(&self.manifest).state().tables.iter().find(|p| p.file.id == id).copied();
+        let placed = placed.ok_or_else(|| unknown(&self.tables_dir, id))?;
+        let bottom = placed.level > 0 && usize::from(placed.level) + 1 == LEVELS;
+        self.open_table(&placed, copy, bottom)
     }
 
     /// What the manifest says of a table.

@@ -236,3 +236,41 @@ fn whatever_the_options_the_same_operations_give_the_same_answers() {
     }
     assert!(floors.len() > 10, "compaction must have dropped history at times of its own: {floors:?}");
 }
+
+/// Sizes that nobody would choose are no reason to fail.
+#[test]
+fn the_largest_sizes_are_no_bound_and_no_overflow() {
+    type Change = fn(&mut Options);
+    let changes: [(&str, Change); 10] = [
+        ("tail_memory_bytes", |o| o.tail_memory_bytes = usize::MAX),
+        ("retained_log_bytes", |o| o.retained_log_bytes = u64::MAX),
+        ("memtable_bytes", |o| o.memtable_bytes = usize::MAX),
+        ("frozen_memtables_max", |o| o.frozen_memtables_max = usize::MAX),
+        ("table_bytes", |o| o.table_bytes = u64::MAX),
+        ("level0_tables", |o| o.level0_tables = usize::MAX),
+        ("level_base_bytes", |o| o.level_base_bytes = u64::MAX),
+        ("manifest_bytes", |o| o.manifest_bytes = u64::MAX),
+        ("memory_limit", |o| o.memory_limit = u64::MAX),
+        ("history_window_us", |o| o.history_window_us = u64::MAX),
+    ];
+    let mut seen: Option<Vec<String>> = None;
+    for (name, change) in changes {
+        let mut options = Options { history_window_us: WINDOW_US, ..Options::tiny() };
+        change(&mut options);
+        println!("{name}");
+        let mut world = World::new(options, false);
+        let (rng, mut held) = (SeededRng::new(3), Vec::new());
+        (0..STEPS).for_each(|_| world.step(&rng, &mut held));
+        world.store().tree().flush_all().unwrap();
+        while world.store().tree().compact_step().unwrap() == Progress::Worked {}
+        drop(held);
+        drop(world.store.take());
+        world.open();
+        let view = world.store().view();
+        world.look(&view, &rng);
+        if name == "history_window_us" {
+            continue;
+        }
+        assert_eq!(*seen.get_or_insert_with(|| world.seen.clone()), world.seen, "with the largest {name}");
+    }
+}

@@ -320,6 +320,9 @@ impl Tree {
                 let Some(placed) = placed else { return Ok(()) };
                 let added = vec![Placed { level, ..placed }];
                 let edit = Edit { removed: vec![id], added, ..Edit::default() };
+                if level == LAST_LEVEL {
+                    table.mark_bottom();
+                }
                 self.install(&edit, &[(level, table)])?;
                 self.counters.moved.fetch_add(1, Ordering::Relaxed);
             }
@@ -397,7 +400,8 @@ impl Tree {
     /// Makes the outputs of a finished job count. The caller holds the lock under which jobs begin and end.
     fn install_job(&self, job: &Job, parts: &mut [Part]) -> Result<()> {
         let added: Vec<Placed> = parts.iter().flat_map(|p| p.outputs.done()).copied().collect();
-        let open = |p: &Placed| self.open_table(p, p.level == LAST_LEVEL).map(|t| (p.level, t));
+        let open =
+            |p: &Placed| self.open_table(p, &self.table_path(p.file.id), p.level == LAST_LEVEL).map(|t| (p.level, t));
         let tables = added.iter().map(open).collect::<Result<Vec<_>>>()?;
         let removed = job.inputs.iter().map(|t| t.id()).collect();
         self.install(&Edit { removed, added, floor: Some(job.floor), ..Edit::default() }, &tables)?;

@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Head, Model, apply, check_view, random_batch};
+use super::{Head, Model, apply, check_view, get, put, random_batch};
 use crate::clock::SimClock;
 use crate::env::{Env, SimFatal};
 use crate::error::{Error, Result};
 use crate::exec::Progress;
+use crate::fs::OpenMode;
 use crate::fs::sim::{FaultKind, OpClass, SimFs};
 use crate::limits::Options;
 use crate::lsn::{CommitTs, Lsn, Position};
@@ -306,4 +307,41 @@ fn a_sector_that_a_merge_cannot_read_is_damage_of_its_table_and_not_the_end() {
         script.check(&tree, "the disk gives it again");
     }
     assert!(noted > 10, "{noted}");
+}
+
+/// What cannot be opened behind the rename would leave readers with the damaged file, and the caller with an error that says
+/// that nothing was done.
+#[test]
+fn a_repair_that_may_open_no_more_files_does_nothing_and_one_that_may_is_whole() {
+    let mut refused = 0;
+    for nth in 1.. {
+        let world = World::new(nth);
+        let tree = Tree::create(world.env.clone(), Path::new(DATA), &Options::tiny(), Position::default()).unwrap();
+        let mut head = Head::default();
+        put(&mut head, &tree, "key", "value");
+        tree.flush_all().unwrap();
+        let id = tree.pinned_tables().tables[0].id;
+        let (path, good) = (tree.table_path(id), Path::new(DATA).join("good"));
+        let bytes = world.fs.read_all(&path).unwrap();
+        world.env.fs.open(&good, OpenMode::CreateNew).unwrap().write_all_at(&bytes, 0).unwrap();
+        world.fs.flip_bit(&path, 30, 1).unwrap();
+        world.fs.fail_nth(OpClass::Open, nth, FaultKind::Refused);
+        let repaired = tree.repair_table(id, &good);
+        world.fs.clear_faults();
+        match repaired {
+            Ok(()) => {
+                assert_eq!(get(&tree.view(), "key").as_deref(), Some("value"), "open {nth} was refused");
+                assert!(world.fs.read_all(&path).unwrap() == bytes);
+                break;
+            }
+            Err(e) => {
+                refused += 1;
+                assert!(world.fs.read_all(&path).unwrap() != bytes, "open {nth}: {e}, and yet it was done");
+                let names = world.env.fs.list(path.parent().unwrap()).unwrap();
+                assert!(names.iter().all(|n| !n.ends_with(".tmp")), "{names:?}");
+            }
+        }
+        assert!(world.fatal.messages().is_empty());
+    }
+    assert!(refused >= 3, "the source, the check of the copy and its handle: {refused}");
 }
