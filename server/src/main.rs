@@ -2,9 +2,12 @@
 //!
 //! Owns: the process start. Never: logic.
 
+mod allocator;
+
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    allocator::keep_little();
     // Everything that speaks TLS takes the process default, so there is exactly one provider. It
     // fails only if one is installed already, which is what is wanted.
     let _ = rustls::crypto::ring::default_provider().install_default();
