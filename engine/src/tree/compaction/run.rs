@@ -320,10 +320,11 @@ impl Tree {
                 let Some(placed) = placed else { return Ok(()) };
                 let added = vec![Placed { level, ..placed }];
                 let edit = Edit { removed: vec![id], added, ..Edit::default() };
-                if level == LAST_LEVEL {
-                    table.mark_bottom();
-                }
+                let moved = Arc::clone(&table);
                 self.install(&edit, &[(level, table)])?;
+                if level == LAST_LEVEL {
+                    moved.mark_bottom();
+                }
                 self.counters.moved.fetch_add(1, Ordering::Relaxed);
             }
             Plan::Merge(ids, level) => state.run(Job::new(self, version, &ids, level, floor)),
