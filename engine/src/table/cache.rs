@@ -1,7 +1,7 @@
 //! The block cache: decoded data blocks, weighed in bytes, shared by all tables of a tree.
 //!
 //! Indexes and filters ([`Parts`]) come out of the same share of the memory: the blocks have what these leave, but never
-//! less than the least that they were given. Owns: that division, what reads count. Never: blocks read by compaction,
+//! less than the least that they were given. Owns: that division, the bound of what scans read ahead, what reads count. Never: blocks read by compaction,
 //! which would push out what readers use.
 
 use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
@@ -22,7 +22,7 @@ const UNASKED_MAX: u32 = 16;
 /// The least that blocks have is so many steps in which more is given or taken.
 const STEPS: u64 = 8;
 
-/// Of the memory limit, this part of what is for work in progress is what scans may hold of blocks that they read ahead.
+/// Of the memory limit, this part is the most that all scans hold of blocks that they read ahead.
 const RUNS_PART: u64 = 64;
 
 /// Table file number (unique within the process) and offset of the block, or which part.
