@@ -200,7 +200,8 @@ fn a_crash_at_any_call_of_a_repair_leaves_the_damaged_table_or_the_good_one() {
             repaired += 1;
         }
     }
-    assert!(repaired > 1 && not > 10, "{repaired} {not}");
+    // Only the directory's sync follows the rename: a crash after that call is the one that surely leaves the good table.
+    assert!(repaired >= 1 && not > 10, "{repaired} {not}");
 }
 
 #[test]
