@@ -62,9 +62,9 @@ pub(super) fn put_block(
     (id, offset, kind): (u128, u64, BlockKind),
     raw: &[u8],
 ) {
-    packed.resize(lz4_flex::block::get_maximum_output_size(raw.len()), 0);
     // The room is what the packer asks for: it has no other way to fail, and raw bytes serve as well.
-    let packed_len = lz4_flex::block::compress_into(raw, packed).unwrap_or(raw.len());
+    packed.resize(lz4::block::compress_bound(raw.len()).unwrap_or_default(), 0);
+    let packed_len = lz4::block::compress_to_buffer(raw, None, false, packed).unwrap_or(raw.len());
     let packed = packed.get(..packed_len).filter(|p| p.len() < raw.len());
     let (codec, stored) = packed.map_or((CODEC_RAW, raw), |p| (CODEC_LZ4, p));
     let mut frame = [0u8; 12];
@@ -99,12 +99,14 @@ pub(super) fn take_block(c: &mut Cursor<'_>, id: u128, offset: u64, kind: BlockK
             Ok(raw)
         }
         CODEC_LZ4 => {
-            // LZ4 packs at most 255 to 1: a larger claim is no reason to allocate.
-            if raw_len > RAW_BYTES_MAX || raw_len > stored_len.saturating_mul(255) {
+            // LZ4 packs at most 255 to 1: a larger claim is no reason to allocate. What it makes longer is stored raw,
+            // so neither length is more than the packer's `int` holds.
+            let possible = stored_len < raw_len && raw_len <= RAW_BYTES_MAX && raw_len <= stored_len.saturating_mul(255);
+            let Some(wanted) = i32::try_from(raw_len).ok().filter(|_| possible) else {
                 return Err(Malformed("uncompressed length over bound"));
-            }
+            };
             let mut raw = spare::take(raw_len);
-            match lz4_flex::block::decompress_into(stored, &mut raw) {
+            match lz4::block::decompress_to_buffer(stored, Some(wanted), &mut raw) {
                 Ok(n) if n == raw_len => Ok(raw),
                 _ => Err(Malformed("block does not decompress to its length")),
             }
