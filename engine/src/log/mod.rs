@@ -7,7 +7,7 @@
 //!
 //! Files: `frame` and `segment` (formats), `tail` (newest records in memory), `gate` (who leads a
 //! group commit), `signal` (how its threads wait), `writer` (append, write, sync), `sink` (how bytes get
-//! into files), `reader`, `recovery` (with `files`), `truncate`, `slots`.
+//! into files), `ahead` (the window that it takes next), `reader`, `recovery` (with `files`), `truncate`, `slots`.
 //!
 //! Locks, in the order in which they may be taken: `releasing`, leadership of the gate, `head`, `prepare`,
 //! `segments`, the table of slots or `tail`. None but the leadership is held across a commit's I/O; `head` is held while
@@ -28,6 +28,7 @@ use crate::record::{Kind, Record, TimelineStart};
 use crate::space::Space;
 use crate::watermark::Watermark;
 
+mod ahead;
 #[cfg(feature = "sim")]
 mod decoders;
 mod files;
@@ -100,6 +101,7 @@ struct Shared {
     cuts: AtomicU64,
     /// Held by whoever leads.
     sink: Mutex<sink::Sink>,
+    ahead: Arc<ahead::Ahead>,
     counters: stats::Counters,
     /// Woken when the segment made ahead has been taken.
     taken: OnceLock<Wake>,
@@ -222,8 +224,9 @@ impl Log {
         &self.shared.segment_file
     }
 
-    /// Works on the segment after the present one, one piece (at most 1 MiB) a call: a released one is used again,
-    /// otherwise a new file is filled with zeros. `Idle` when it is ready.
+    /// Makes the next window on the present segment if one is wanted. Otherwise works on the segment after the present
+    /// one, one piece (at most 1 MiB) a call: a released one is used again, otherwise a new file is filled with zeros.
+    /// `Idle` when all is ready.
     ///
     /// # Errors
     /// `DiskFull`, `TooManyFiles`: the log stays usable, try again later. `Io` when the file cannot be created.
@@ -232,10 +235,11 @@ impl Log {
         self.shared.prepare_step()
     }
 
-    /// From now on `wake` rouses who calls [`Log::prepare_step`] when the segment made ahead has been taken. The first
-    /// call counts.
+    /// From now on `wake` rouses who calls [`Log::prepare_step`] when a segment or window made ahead has been
+    /// taken. The first call counts.
     pub(crate) fn rouse_preparer(&self, wake: &Wake) {
         let _ = self.shared.taken.set(wake.clone());
+        self.shared.ahead.rouse(wake);
     }
 
     /// Returns when everything up to `lsn` is durable; the calling thread does the work, alone or

@@ -18,9 +18,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, OnceLock};
 
+use super::ahead::Ahead;
 use super::files::{Candidate, expected_salt, find, find_record, read_first, torn_len};
 use super::gate::Gate;
 use super::segment::{self, Blank, FRAMES_AT, Found, Header, Segment};
+use super::sink::Sink;
 use super::slots::Slots;
 use super::tail::Tail;
 use super::truncate::{self, INTENT, Intent};
@@ -502,6 +504,7 @@ impl<'a> Walk<'a> {
         let end = self.end.lsn;
         let next_seq = newest.seq + 1;
         newest.forget_above(end);
+        let ahead = Arc::new(Ahead::default());
         let shared = Shared {
             env: self.env.clone(),
             dir: dir.to_owned(),
@@ -524,7 +527,8 @@ impl<'a> Walk<'a> {
             written: AtomicU64::new(end.0),
             pending_bytes: AtomicUsize::new(0),
             cuts: AtomicU64::new(0),
-            sink: Mutex::default(),
+            sink: Mutex::new(Sink::new(&ahead)),
+            ahead,
             counters: super::stats::Counters::default(),
             taken: OnceLock::new(),
             stopped: OnceLock::new(),

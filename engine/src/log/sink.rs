@@ -7,11 +7,12 @@
 use std::io;
 use std::sync::Arc;
 
+use super::ahead::{Ahead, Open};
 use super::segment::Segment;
 use crate::env::Env;
 use crate::error::too_many_files;
 use crate::fault::{Bug, planted};
-use crate::fs::{Blocks, DIRECT_BYTES, File, Window, read_exact_at};
+use crate::fs::{Blocks, DIRECT_BYTES, File, read_exact_at};
 
 /// Bytes of a window. Making one costs about as much as forty calls.
 const WINDOW_BYTES: u64 = 256 << 10;
@@ -28,6 +29,8 @@ pub(super) struct Sink {
     /// The segment that has written bytes which no sync covers yet.
     unsynced: Option<Arc<Segment>>,
     window: Option<Open>,
+    /// The window behind that.
+    ahead: Arc<Ahead>,
     /// This file system has none, or one was refused: it is not asked again.
     no_windows: bool,
     direct: Option<Direct>,
@@ -47,14 +50,6 @@ pub(super) struct Piece<'a> {
     pub(super) offset: u64,
 }
 
-#[derive(Debug)]
-struct Open {
-    segment: Arc<Segment>,
-    from: u64,
-    to: u64,
-    window: Box<dyn Window>,
-}
-
 /// A segment that is written in whole blocks. The last one is written again with what comes behind: its bytes so far do
 /// not change by that, whatever part of it a power loss lets through.
 #[derive(Debug)]
@@ -67,6 +62,10 @@ struct Direct {
 }
 
 impl Sink {
+    pub(super) fn new(ahead: &Arc<Ahead>) -> Self {
+        Self { ahead: Arc::clone(ahead), ..Self::default() }
+    }
+
     /// Writes a piece. With `sync` it is the last of a group that is to be synced now; returns whether it was.
     pub(super) fn write(&mut self, env: &Env, piece: &Piece<'_>, sync: bool) -> io::Result<bool> {
         let Piece { segment, bytes, offset, .. } = *piece;
@@ -93,25 +92,37 @@ impl Sink {
     /// False when there is no window to be had.
     fn write_mapped(&mut self, segment: &Arc<Segment>, bytes: &[u8], offset: u64) -> io::Result<bool> {
         let end = offset + bytes.len() as u64;
-        // After a cut offsets begin lower again.
-        let inside = |o: &Open| o.from <= offset && end <= o.to && Arc::ptr_eq(&o.segment, segment);
-        let fits = self.window.as_ref().is_some_and(inside);
-        if !fits {
-            self.window = None;
-            let to = (offset + WINDOW_BYTES).min(segment.bytes);
-            let len = to.checked_sub(offset).filter(|_| end <= to).and_then(|len| usize::try_from(len).ok());
-            let Some(len) = len else { return Ok(false) };
-            match segment.file.window(offset, len)? {
-                Some(window) => {
-                    self.window = Some(Open { segment: Arc::clone(segment), from: offset, to, window });
-                }
-                None => self.no_windows = true,
-            }
+        if !self.window.as_ref().is_some_and(|w| w.holds(segment, offset, end))
+            && !self.next_window(segment, offset, end)?
+        {
+            return Ok(false);
         }
         match &mut self.window {
-            Some(open) => open.window.write_at(bytes, offset).map(|()| true),
+            Some(open) => open.write_at(bytes, offset).map(|()| true),
             None => Ok(false),
         }
+    }
+
+    /// Goes on to a window that holds `offset..end`. False when there is none to be had.
+    fn next_window(&mut self, segment: &Arc<Segment>, offset: u64, end: u64) -> io::Result<bool> {
+        let used = self.window.take();
+        self.window = self.ahead.take(segment, offset, end);
+        if self.window.is_none() {
+            let to = (offset + WINDOW_BYTES).min(segment.bytes);
+            if end > to {
+                return Ok(false);
+            }
+            self.window = Open::new(segment, offset, to)?;
+            self.no_windows = self.window.is_none();
+        }
+        let Some(window) = &self.window else { return Ok(false) };
+        // The piece that does not fit any more begins less than its own length before the end.
+        let from = window.to().saturating_sub(LARGE as u64);
+        let to = (window.to() + WINDOW_BYTES).min(segment.bytes);
+        if to > window.to() {
+            self.ahead.want(segment, from, to, used);
+        }
+        Ok(true)
     }
 
     /// Writes a whole group durably past the page cache. False, with nothing written, when that is not to be had.
@@ -121,7 +132,9 @@ impl Sink {
         if self.no_direct || bytes.len() > DIRECT_MAX || end > segment.bytes {
             return Ok(false);
         }
-        self.window = None;
+        if self.window.take().is_some() {
+            self.ahead.clear();
+        }
         if self.direct.as_ref().is_none_or(|d| !Arc::ptr_eq(&d.segment, segment)) {
             let last = self.direct.take().map(|d| d.last).unwrap_or_default();
             // Another handle may be refused, which is no harm: the one that is open does as well.
@@ -160,6 +173,7 @@ impl Sink {
     /// The log was cut: what is in the files is no longer what was written here last.
     pub(super) fn cut(&mut self) {
         self.window = None;
+        self.ahead.clear();
         self.direct = None;
     }
 }

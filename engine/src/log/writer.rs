@@ -443,6 +443,9 @@ impl Shared {
 
     pub(super) fn prepare_step(&self) -> Result<Progress> {
         self.check_stopped()?;
+        if self.ahead.make() {
+            return Ok(Progress::Worked);
+        }
         let mut prepare = lock(&self.prepare);
         if prepare.ready {
             return Ok(Progress::Idle);

@@ -101,7 +101,8 @@ pub(super) fn take_block(c: &mut Cursor<'_>, id: u128, offset: u64, kind: BlockK
         CODEC_LZ4 => {
             // LZ4 packs at most 255 to 1: a larger claim is no reason to allocate. What it makes longer is stored raw,
             // so neither length is more than the packer's `int` holds.
-            let possible = stored_len < raw_len && raw_len <= RAW_BYTES_MAX && raw_len <= stored_len.saturating_mul(255);
+            let possible =
+                stored_len < raw_len && raw_len <= RAW_BYTES_MAX && raw_len <= stored_len.saturating_mul(255);
             let Some(wanted) = i32::try_from(raw_len).ok().filter(|_| possible) else {
                 return Err(Malformed("uncompressed length over bound"));
             };
