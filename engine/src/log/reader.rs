@@ -62,7 +62,11 @@ impl Reader {
         if next < oldest {
             return Err(Error::LogGone { asked: from, oldest });
         }
-        let cuts_seen = lock(&shared.tail).cut_count();
+        let cuts_seen = {
+            let mut tail = lock(&shared.tail);
+            tail.is_read();
+            tail.cut_count()
+        };
         Ok(Self { shared: Arc::clone(shared), next, cuts_seen, files: None })
     }
 

@@ -11,6 +11,9 @@ use super::Chunk;
 use crate::lsn::Lsn;
 
 const BLOCK_BYTES: usize = 64 << 10;
+/// Most memory until somebody reads: memory that stays in the processor's cache. A larger ring is cold, and a copy into
+/// it a good part of what an embedded store's put costs.
+const UNREAD_BYTES: usize = 4 * BLOCK_BYTES;
 
 #[derive(Debug, Default)]
 struct Block {
@@ -90,6 +93,8 @@ pub(super) struct Tail {
     /// Memory of `blocks`.
     sealed_bytes: usize,
     bytes_max: usize,
+    /// There is or was a reader.
+    read: bool,
     /// Everything above this is in here.
     floor: Lsn,
     last: Lsn,
@@ -100,7 +105,12 @@ pub(super) struct Tail {
 impl Tail {
     pub(super) fn new(last: Lsn, bytes_max: usize) -> Self {
         let (blocks, open) = Default::default();
-        Self { blocks, open, sealed_bytes: 0, bytes_max, floor: last, last, cuts: Vec::new() }
+        Self { blocks, open, sealed_bytes: 0, bytes_max, read: false, floor: last, last, cuts: Vec::new() }
+    }
+
+    /// From now on as much is kept as there is memory for.
+    pub(super) fn is_read(&mut self) {
+        self.read = true;
     }
 
     /// Adds a record, and drops the oldest blocks over the bound that are in files (`written`).
@@ -120,7 +130,8 @@ impl Tail {
         self.open.starts.push((lsn, self.open.bytes.len() as u32));
         self.open.bytes.extend_from_slice(record);
         self.last = lsn;
-        while self.bytes() > self.bytes_max {
+        let bytes_max = if self.read { self.bytes_max } else { self.bytes_max.min(UNREAD_BYTES) };
+        while self.bytes() > bytes_max {
             match self.blocks.front() {
                 Some(b) if b.last() <= written => {
                     self.floor = b.last();
@@ -228,6 +239,7 @@ mod tests {
     fn what_finds_small_records_counts_and_so_does_room_that_a_large_one_leaves() {
         for record in [1, 20, 40 << 10] {
             let mut t = Tail::new(Lsn(0), 1 << 20);
+            t.is_read();
             let mut most = 0;
             for n in 1..=(4 << 20) / (record as u64 + 16) {
                 t.push(Lsn(n), &vec![0; record], Lsn(n));
@@ -238,6 +250,19 @@ mod tests {
             assert!(most <= (1 << 20) + 2 * BLOCK_BYTES && most > 1 << 19, "{most} bytes with records of {record}");
             assert!(t.blocks.iter().all(|b| b.memory() <= b.bytes.len() * 5 / 4 + b.starts.len() * 32));
         }
+    }
+
+    #[test]
+    fn little_is_kept_until_somebody_reads_and_what_is_in_no_file_always() {
+        let mut t = Tail::new(Lsn(0), 1 << 20);
+        (1..=5000).for_each(|n| t.push(Lsn(n), &[0; 200], Lsn(n)));
+        assert!(t.bytes() <= UNREAD_BYTES + 2 * BLOCK_BYTES, "{} bytes", t.bytes());
+        t.is_read();
+        (5001..=9000).for_each(|n| t.push(Lsn(n), &[0; 200], Lsn(n)));
+        assert!(t.bytes() > 1 << 19, "{} bytes", t.bytes());
+        let mut t = Tail::new(Lsn(0), 1 << 20);
+        (1..=5000).for_each(|n| t.push(Lsn(n), &[0; 200], Lsn(0)));
+        assert_eq!(read(&t, 1, 5000, 200), Some((1, 1, 200)));
     }
 
     #[test]
