@@ -109,13 +109,16 @@ impl Sink {
         self.window = self.ahead.take(segment, offset, end);
         if self.window.is_none() {
             let to = (offset + WINDOW_BYTES).min(segment.bytes);
-            if end > to {
-                return Ok(false);
+            if end <= to {
+                self.window = Open::new(segment, offset, to)?;
+                self.no_windows = self.window.is_none();
             }
-            self.window = Open::new(segment, offset, to)?;
-            self.no_windows = self.window.is_none();
         }
-        let Some(window) = &self.window else { return Ok(false) };
+        let Some(window) = &self.window else {
+            // Without a window there is none ahead of it: a direct write counts on that.
+            self.ahead.clear();
+            return Ok(false);
+        };
         // The piece that does not fit any more begins less than its own length before the end.
         let from = window.to().saturating_sub(LARGE as u64);
         let to = (window.to() + WINDOW_BYTES).min(segment.bytes);
@@ -168,6 +171,12 @@ impl Sink {
     /// Memory of the blocks that are written past the page cache, in bytes. Pages of a window are the system's.
     pub(super) fn memory(&self) -> usize {
         self.direct.as_ref().map_or(0, |d| d.last.memory())
+    }
+
+    /// The last group was written past the page cache.
+    #[cfg(test)]
+    pub(super) fn is_direct(&self) -> bool {
+        self.direct.as_ref().is_some_and(|d| d.from.is_some())
     }
 
     /// The log was cut: what is in the files is no longer what was written here last.
