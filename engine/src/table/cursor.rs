@@ -208,6 +208,13 @@ impl TableCursor {
         (Some(Stop { number, place, last: !high.is_empty() && index.reaches(number, high) }), behind)
     }
 
+    /// Where in the file the last run that was read at once ends.
+    #[cfg(all(test, feature = "sim"))]
+    pub(super) fn read_to(&self) -> u64 {
+        let (bytes, at) = self.run.bytes();
+        at + bytes.len() as u64
+    }
+
     fn fetch(&mut self, stop: Stop) -> Result<Arc<Block>> {
         let (place, table) = (stop.place, &self.table);
         if self.reverse {
@@ -236,10 +243,15 @@ impl TableCursor {
     /// Reads the block and some behind it, if that is wanted. A reader that does not get so much asks for the block alone: what is
     /// behind it may never be asked for.
     fn read_ahead(&mut self, stop: Stop) -> Result<bool> {
+        if stop.last && self.caching == Caching::Keep {
+            return Ok(false);
+        }
         let Some(bytes) = self.run.wanted(stop.place, self.caching, self.table.cache()) else { return Ok(false) };
         let read = match self.table.pinned_index() {
             Some(index) => {
-                let next = (stop.number + 1..index.len()).filter_map(|n| index.place(n));
+                let high = &self.bounds.high;
+                let within = |n: &usize| high.is_empty() || !index.reaches(n - 1, high);
+                let next = (stop.number + 1..index.len()).take_while(within).filter_map(|n| index.place(n));
                 self.table.read_ahead(&mut self.run, stop.place, next, bytes)
             }
             None => {

@@ -454,7 +454,7 @@ impl Table {
         let raw = self.raw();
         let place = run_of(first, next, bytes);
         let read = raw.len_of(place).and_then(|len| raw.read_into(run.memory(place.offset, len), place));
-        read.inspect_err(|_| run.clear())
+        read.inspect_err(|_| run.failed(place))
     }
 
     /// Bytes of the file, unchecked.

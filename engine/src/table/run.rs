@@ -5,6 +5,7 @@
 //! with files and RocksDB with iterators. All scans of a tree share a bound on what they hold so. Owns: how much is read at
 //! once. Never: which blocks those are, what stays in the cache.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::cache::BlockCache;
@@ -52,6 +53,8 @@ pub(super) struct Run {
     misses: u32,
     /// To be read at once next, in bytes.
     next: u64,
+    /// A stretch that could not be read at once: from it each block is read alone.
+    alone: Range<u64>,
 }
 
 impl Run {
@@ -76,7 +79,7 @@ impl Run {
             return Some(RUN_BYTES);
         }
         self.misses = self.misses.saturating_add(1);
-        if self.misses <= SINGLE {
+        if self.misses <= SINGLE || self.alone.contains(&place.offset) {
             return None;
         }
         let wanted = self.next.clamp((FIRST_BLOCKS * place.len).min(RUN_BYTES), RUN_BYTES);
@@ -90,6 +93,10 @@ impl Run {
 
     /// Memory for a run of `len` bytes that starts at `at`.
     pub(super) fn memory(&mut self, at: u64, len: usize) -> &mut [u8] {
+        // A block larger than any run is passed once, and a merge would hold on to its memory for each input.
+        if len as u64 <= RUN_BYTES && self.bytes.capacity() as u64 > RUN_BYTES {
+            self.bytes = Vec::new();
+        }
         // No more than that: it is counted.
         self.bytes.reserve_exact(len.saturating_sub(self.bytes.len()));
         self.bytes.resize(len, 0);
@@ -97,9 +104,11 @@ impl Run {
         &mut self.bytes
     }
 
-    /// What was to be read could not be.
-    pub(super) fn clear(&mut self) {
+    /// `place` could not be read at once. What is before the bad sector is read block by block: each attempt of a disk
+    /// takes seconds.
+    pub(super) fn failed(&mut self, place: Place) {
         self.bytes.clear();
+        self.alone = place.offset..place.offset.saturating_add(place.len);
     }
 }
 
@@ -124,6 +133,24 @@ mod tests {
         assert_eq!(wanted(&mut run, 9 << 20, &cache), Some(RUN_BYTES / 2), "much of it was in the cache");
         let bypass = Run::default().wanted(Place { offset: 0, len: 4096 }, Caching::Bypass, &cache);
         assert_eq!(bypass, Some(RUN_BYTES));
+    }
+
+    #[test]
+    fn what_could_not_be_read_at_once_is_read_block_by_block() {
+        let cache = Arc::new(BlockCache::of(&Options::with_memory_limit(64 << 20)));
+        let mut run = Run::default();
+        assert!((0..5).filter_map(|n| wanted(&mut run, n << 20, &cache)).count() == 3);
+        run.failed(Place { offset: 5 << 20, len: 64 << 10 });
+        let blocks: Vec<_> = (0..17).map(|n| wanted(&mut run, (5 << 20) + (n << 12), &cache)).collect();
+        assert_eq!(blocks.iter().position(Option::is_some), Some(16), "{blocks:?}");
+    }
+
+    #[test]
+    fn the_memory_of_a_large_block_goes_with_it() {
+        let mut run = Run::default();
+        assert_eq!(run.memory(0, 16 << 20).len(), 16 << 20);
+        assert_eq!(run.memory(16 << 20, 5000).len(), 5000);
+        assert!(run.bytes.capacity() as u64 <= RUN_BYTES, "{} bytes", run.bytes.capacity());
     }
 
     #[test]

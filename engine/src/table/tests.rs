@@ -296,6 +296,29 @@ fn a_scan_that_misses_the_cache_reads_many_blocks_at_once_and_a_short_one_does_n
 }
 
 #[test]
+fn a_scan_reads_nothing_ahead_beyond_its_end() {
+    let all = items(2000);
+    let (_sim, table) = simulated(&all);
+    let index = table.index().unwrap();
+    let mut read_ahead = 0;
+    for end in (100..1900).step_by(150) {
+        let high = all[end].key.clone();
+        let wanted = all.iter().filter(|i| i.key < high).count();
+        let last = index.place(index.find(&high)).unwrap();
+        let mut cursor = TableCursor::new(Arc::clone(&table), Bounds::new(Vec::new(), high), false, Caching::Keep);
+        let (mut found, mut read_to) = (0, 0);
+        while cursor.advance().unwrap() {
+            found += 1;
+            read_to = read_to.max(cursor.read_to());
+        }
+        assert_eq!(found, wanted);
+        assert!(read_to <= last.offset + last.len, "until {end}: {read_to} of {last:?}");
+        read_ahead += u32::from(read_to > 0);
+    }
+    assert!(read_ahead > 5, "this tests nothing");
+}
+
+#[test]
 fn a_scan_fails_for_the_blocks_that_it_needs_and_not_for_those_it_reads_ahead() {
     let all = items(2000);
     let mut failed = 0;
