@@ -12,10 +12,13 @@
 pub(crate) fn keep_little() {
     // A second arena costs little memory, and halves the waiting of threads for the first. The size is the one that glibc begins
     // with.
-    let settings =
-        [("MALLOC_ARENA_MAX", libc::M_ARENA_MAX, 2), ("MALLOC_MMAP_THRESHOLD_", libc::M_MMAP_THRESHOLD, 128 << 10)];
-    for (variable, parameter, value) in settings {
-        if std::env::var_os(variable).is_none() {
+    let settings = [
+        ("MALLOC_ARENA_MAX", "glibc.malloc.arena_max", libc::M_ARENA_MAX, 2),
+        ("MALLOC_MMAP_THRESHOLD_", "glibc.malloc.mmap_threshold", libc::M_MMAP_THRESHOLD, 128 << 10),
+    ];
+    let tunables = std::env::var("GLIBC_TUNABLES").unwrap_or_default();
+    for (variable, tunable, parameter, value) in settings {
+        if std::env::var_os(variable).is_none() && !tunables.contains(tunable) {
             // SAFETY: it takes two numbers and keeps them, and nobody else allocates yet. Refused, all is as it was.
             let _ = unsafe { libc::mallopt(parameter, value) };
         }
