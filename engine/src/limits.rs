@@ -2,6 +2,8 @@
 //!
 //! Owns: hard limits of the formats and the tunable sizes (`Options`). Never: behaviour.
 
+use crate::table::cache::missed_bytes_of;
+
 /// Largest key in bytes. It fits a `u16` length and keeps index blocks small.
 pub const KEY_BYTES_MAX: usize = 64 * 1024 - 1;
 /// Largest value in bytes, envelope excluded.
@@ -159,9 +161,11 @@ impl Options {
 
     /// What blocks, indexes and filters may take beside `memtables` memtables and `held` bytes of those that only views
     /// hold.
-    pub(crate) const fn table_memory_bytes(&self, memtables: usize, held: u64) -> u64 {
+    pub(crate) fn table_memory_bytes(&self, memtables: usize, held: u64) -> u64 {
         let memtables = memtables.saturating_mul(self.memtable_bytes);
-        let others = (memtables.saturating_add(self.tail_memory_bytes) as u64).saturating_add(held);
+        let missed = missed_bytes_of(self.memory_limit, self.block_bytes);
+        let others =
+            (memtables.saturating_add(self.tail_memory_bytes) as u64).saturating_add(held).saturating_add(missed);
         self.memory_limit.saturating_sub(others.saturating_add(self.memory_limit / WORK_PART))
     }
 
@@ -172,7 +176,7 @@ impl Options {
 
     /// Indexes and filters that stay in memory as long as their table is open are no more than this: with as many
     /// memtables as there may be, and the least of the cache, all fits into the limit.
-    pub(crate) const fn pinned_bytes_most(&self) -> u64 {
+    pub(crate) fn pinned_bytes_most(&self) -> u64 {
         let least = self.cache_bytes_least();
         let most = self.table_memory_bytes(self.frozen_memtables_max.saturating_add(1), least);
         if most > least { most } else { least }

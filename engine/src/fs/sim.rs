@@ -247,13 +247,14 @@ impl SimFs {
         self.0.disk().set_interruptions(on);
     }
 
-    /// No more than `max` files may be open at once from now on, locks included: opening, making and locking a file and
-    /// listing a directory need one more and fail with `EMFILE` otherwise. What is open stays open.
+    /// No more than `max` files may be open at once from now on, locks and directories included: opening, making and
+    /// locking a file, listing a directory, and syncing one that was not kept or synced a short while ago, need one more
+    /// and fail with `EMFILE` otherwise. What is open stays open.
     pub fn set_open_files_max(&self, max: u64) {
         self.0.disk().set_open_files_max(max);
     }
 
-    /// How many files are open, locks included.
+    /// How many files are open, locks and the directories that stay open for their next sync included.
     #[must_use]
     pub fn open_files(&self) -> u64 {
         self.0.disk().open_files()
@@ -448,6 +449,15 @@ impl Fs for SimFs {
         let disk = self.0.disk();
         disk.powered()?;
         disk.exists(path)
+    }
+
+    fn keep_dir(&self, path: &Path) -> io::Result<()> {
+        let mut disk = self.0.disk();
+        disk.powered()?;
+        if disk.keeps(path)? {
+            return Ok(());
+        }
+        disk.call_whole(OpClass::Open, |disk| disk.keep(path).map(drop))
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {

@@ -34,24 +34,30 @@ const FILES_MAX: usize = 1024;
 const FIRST_AFTER: Duration = Duration::from_secs(60);
 
 /// How far the scrub is. Counters begin at zero when the store is opened.
+///
+/// When a pass has come to its end, `files_done`, `files_gone` and `unread_files` together are `files_total`; where they
+/// are not, and none is running, it was given up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ScrubStats {
-    /// Whether a pass is on its way.
+    /// Whether a pass is on its way: from its first step to its end, or until it is given up ([`Store::scrub_give_up`]).
     pub running: bool,
-    /// Files of the present or last pass that were read whole, and those that went meanwhile.
+    /// Files of the present or last pass that were read whole.
     pub files_done: u64,
+    /// Files of that pass that went before they were read whole: merged away, replaced by a repair, released or cut. What
+    /// stands in their place was written while the pass was on its way; the next one reads it.
+    pub files_gone: u64,
     /// Files of that pass.
     pub files_total: u64,
-    /// Bytes of the files done, and of the present one so far.
+    /// Bytes of the files done or gone, and of the present one so far.
     pub bytes_done: u64,
     /// Bytes of all files of the pass.
     pub bytes_total: u64,
-    /// Passes that came to their end.
+    /// Passes that came to their end, those that left files unread included.
     pub passes: u64,
-    /// When the last one did, by the wall clock; zero before the first.
-    pub last_pass_at: CommitTs,
-    /// The durable LSN when the last one began.
-    pub last_pass_lsn: Lsn,
+    /// When the last pass ended that left no file unread, by the wall clock; zero before the first.
+    pub last_whole_at: CommitTs,
+    /// The durable LSN when that one began.
+    pub last_whole_lsn: Lsn,
     /// Files found damaged and not seen whole, repaired or gone since.
     pub damaged_files: u64,
     /// Files of the present or last pass that could not be read for want of something else than their bytes. The next
@@ -66,6 +72,14 @@ pub struct ScrubPass {
     pub stats: ScrubStats,
     /// Why files could not be read (of a few).
     pub unread: Vec<String>,
+}
+
+impl ScrubPass {
+    /// Whether it left no file unread: only then do no findings mean that nothing is damaged.
+    #[must_use]
+    pub const fn is_whole(&self) -> bool {
+        self.stats.unread_files == 0
+    }
 }
 
 #[derive(Debug)]
@@ -99,6 +113,8 @@ struct Pass {
     /// Read of the first of `left`.
     read: u64,
     bytes_before: u64,
+    /// The store's own scrub is at work at it, and goes on to its end.
+    by_worker: bool,
 }
 
 /// What the store keeps of its scrub.
@@ -136,9 +152,23 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Store {
     /// Reads about `bytes` more of the pass under way, at least a block; begins one if there is none. `Idle` when a
-    /// pass has come to its end: the next call begins another one.
+    /// pass has come to its end: the next call begins another one. Whether it read everything, [`Store::last_scrub`] says.
+    /// Who stops before the end says so with [`Store::scrub_give_up`].
     pub fn scrub_step(&self, bytes: u64) -> Progress {
-        self.scrub_some(bytes).map_or(Progress::Idle, |_| Progress::Worked)
+        self.scrub_some(bytes, false).map_or(Progress::Idle, |_| Progress::Worked)
+    }
+
+    /// For who takes no more steps: the pass under way is over and does not count as one. What it found stays. A pass at
+    /// which the store's own scrub works as well goes on.
+    pub fn scrub_give_up(&self) {
+        self.give_up(false);
+    }
+
+    fn give_up(&self, by_worker: bool) {
+        let mut under_way = lock(&self.scrub.pass);
+        if under_way.take_if(|pass| pass.by_worker == by_worker).is_some() {
+            lock(&self.scrub.told).stats.running = false;
+        }
     }
 
     /// Reads one table whole, now, beside any pass: for a table in which a read met damage. True when it is damaged;
@@ -218,9 +248,10 @@ impl Store {
     }
 
     /// A step; how many bytes it read, `None` when the pass is over.
-    fn scrub_some(&self, bytes: u64) -> Option<u64> {
+    fn scrub_some(&self, bytes: u64, by_worker: bool) -> Option<u64> {
         let mut under_way = lock(&self.scrub.pass);
         let pass = under_way.get_or_insert_with(|| self.begin_pass());
+        pass.by_worker |= by_worker;
         let Some((tries, item)) = pass.left.front_mut() else {
             let lsn = pass.lsn;
             *under_way = None;
@@ -257,6 +288,8 @@ impl Store {
                 return Some(0);
             }
         };
+        // A good copy stands under the name of the file that it replaced, and may have been found damaged since.
+        let forget = !matches!(&*item, Item::Table(t) if self.tree.knows_table(t.id()));
         if let (Item::Table(t), Some(found)) = (&*item, &found) {
             self.tell_tree(t, found);
         }
@@ -264,8 +297,18 @@ impl Store {
         pass.read = 0;
         let mut told = lock(&self.scrub.told);
         told.stats.bytes_done = pass.bytes_before;
-        told.stats.files_done += 1;
-        told.keep(item.path(), found.unwrap_or_default());
+        match found {
+            Some(found) => {
+                told.stats.files_done += 1;
+                told.keep(item.path(), found);
+            }
+            None => {
+                told.stats.files_gone += 1;
+                if forget {
+                    told.found.remove(item.path());
+                }
+            }
+        }
         pass.left.pop_front();
         Some(0)
     }
@@ -282,17 +325,20 @@ impl Store {
         told.unread.clear();
         let stats = &mut told.stats;
         stats.running = true;
-        (stats.files_done, stats.files_total, stats.unread_files) = (0, left.len() as u64, 0);
+        (stats.files_done, stats.files_gone, stats.unread_files) = (0, 0, 0);
+        stats.files_total = left.len() as u64;
         (stats.bytes_done, stats.bytes_total) = (0, left.iter().map(|(_, item)| item.bytes()).sum());
-        Pass { left, lsn, read: 0, bytes_before: 0 }
+        Pass { left, lsn, read: 0, bytes_before: 0, by_worker: false }
     }
 
     fn end_pass(&self, lsn: Lsn) {
         let mut told = lock(&self.scrub.told);
         told.stats.running = false;
         told.stats.passes += 1;
-        told.stats.last_pass_at = self.env.clock.wall();
-        told.stats.last_pass_lsn = lsn;
+        if told.stats.unread_files == 0 {
+            told.stats.last_whole_at = self.env.clock.wall();
+            told.stats.last_whole_lsn = lsn;
+        }
         let stats = ScrubStats { damaged_files: told.found.len() as u64, ..told.stats };
         told.last = Some(ScrubPass { stats, unread: told.unread.clone() });
     }
@@ -339,11 +385,17 @@ impl Worker for Scrubber {
             return Progress::Sleep(wait - now);
         }
         let bytes = (self.rate / STEPS_A_SECOND).clamp(1, STEP_BYTES);
-        match self.store.scrub_some(bytes) {
+        match self.store.scrub_some(bytes, true) {
             Some(read) => self.not_before = now + Duration::from_secs_f64(read as f64 / self.rate as f64),
             None => self.next_pass = now.max(self.next_pass + self.interval),
         }
         Progress::Worked
+    }
+}
+
+impl Drop for Scrubber {
+    fn drop(&mut self) {
+        self.store.give_up(true);
     }
 }
 
@@ -413,6 +465,26 @@ mod tests {
         // Of each file about as much is read as it has; a log segment's zeros are not.
         assert!(bytes > 100 << 10 && took > bytes as f64 * 0.5 / RATE as f64, "{bytes} bytes in {took} s");
         assert!(took < bytes as f64 * 1.5 / RATE as f64, "{bytes} bytes in {took} s");
+    }
+
+    /// Who asked for a scrub may go at any time; what nobody reads must not look as if it were on its way.
+    #[test]
+    fn a_pass_goes_on_after_who_gives_it_up_only_where_the_worker_is_at_it() {
+        let options = Options { scrub_bytes_per_second: RATE, ..Options::tiny() };
+        let (store, clock) = store(&options).unwrap();
+        let mut worker = Scrubber::new(&store).unwrap();
+        assert_eq!(store.scrub_step(1), Progress::Worked);
+        assert!(matches!(worker.step(), Progress::Sleep(_)) && store.scrub_stats().running);
+        store.scrub_give_up();
+        assert!(!store.scrub_stats().running, "the worker sleeps");
+        assert_eq!(store.scrub_step(1), Progress::Worked);
+        clock.advance(FIRST_AFTER);
+        assert_eq!(worker.step(), Progress::Worked);
+        assert_eq!(store.scrub_step(1), Progress::Worked);
+        store.scrub_give_up();
+        assert!(store.scrub_stats().running, "the worker is at it");
+        drop(worker);
+        assert_eq!((store.scrub_stats().running, store.scrub_stats().passes), (false, 0));
     }
 
     #[test]

@@ -43,8 +43,9 @@ pub struct StoreStats {
 impl StoreStats {
     /// Memory that counts against [`Options::memory_limit`](crate::Options::memory_limit) now, in bytes: memtables,
     /// also those that only views hold, log tail, the log's buffers, submitted writes that are outstanding, indexes and
-    /// filters of tables, block cache. What merges, scans and flushes hold while they work is not in it; an eighth of the
-    /// limit is for that, and for the buffers.
+    /// filters of tables, block cache and what that remembers of missed blocks. What merges, scans and flushes hold while
+    /// they work is not in it, nor the block of up to 16 KiB that each thread which reads keeps for the next one; an eighth
+    /// of the limit is for that, and for the buffers.
     #[must_use]
     pub const fn memory_bytes(&self) -> u64 {
         self.tree.memtable_bytes
@@ -55,6 +56,7 @@ impl StoreStats {
             + self.tree.pinned_bytes
             + self.tree.lent_bytes
             + self.tree.cache_bytes
+            + self.tree.missed_bytes
     }
 }
 

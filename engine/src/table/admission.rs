@@ -22,8 +22,17 @@ pub(super) struct Admission {
 impl Admission {
     /// For a cache of about so many blocks.
     pub(super) fn new(blocks: usize) -> Self {
-        let slots = blocks.saturating_mul(REMEMBERED).next_power_of_two();
-        Self { missed: (0..slots).map(|_| AtomicU32::new(0)).collect(), full: AtomicBool::new(false) }
+        Self { missed: (0..slots(blocks)).map(|_| AtomicU32::new(0)).collect(), full: AtomicBool::new(false) }
+    }
+
+    /// Memory for a cache of about so many blocks, in bytes.
+    pub(super) const fn bytes_of(blocks: usize) -> u64 {
+        (slots(blocks) * size_of::<AtomicU32>()) as u64
+    }
+
+    /// Memory in bytes.
+    pub(super) const fn bytes(&self) -> u64 {
+        size_of_val(&*self.missed) as u64
     }
 
     /// Whether a block that was missed is to come in; `hash` is its own, `is_full` tells of the cache.
@@ -44,6 +53,10 @@ impl Admission {
     }
 }
 
+const fn slots(blocks: usize) -> usize {
+    blocks.saturating_mul(REMEMBERED).next_power_of_two()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -57,6 +70,7 @@ mod tests {
     #[test]
     fn a_cache_with_room_takes_all_and_a_full_one_what_is_missed_again_soon() {
         let admission = Admission::new(1000);
+        assert_eq!((admission.bytes(), Admission::bytes_of(1000)), (8192, 8192));
         assert!((0..500).all(|n| admission.admits(hash(n), || false)));
         assert!(admission.admits(0, || false) && !admission.admits(256 << 40, || true));
         let first = (1000..1500).filter(|n| admission.admits(hash(*n), || true)).count();

@@ -67,6 +67,17 @@ const fn changed(now: u64, most: u64, step: u64) -> Option<u64> {
     if new < now || new >= now.saturating_add(2 * step) { Some(new) } else { None }
 }
 
+/// How many blocks there are in so many bytes, about.
+fn blocks_of(bytes: u64, block_bytes: usize) -> usize {
+    usize::try_from(bytes / block_bytes.max(64) as u64).unwrap_or(usize::MAX).clamp(16, 1 << 22)
+}
+
+/// Memory of what the cache of a tree with this limit and blocks of this size remembers of missed blocks, in bytes. It is
+/// taken when the tree is opened.
+pub(crate) fn missed_bytes_of(memory_limit: u64, block_bytes: usize) -> u64 {
+    Admission::bytes_of(blocks_of(memory_limit, block_bytes))
+}
+
 /// What is divided, in bytes.
 #[derive(Clone, Copy, Debug)]
 struct Share {
@@ -106,7 +117,7 @@ impl BlockCache {
     }
 
     fn with(bytes: u64, block_bytes: usize, options: Option<&Options>) -> Self {
-        let items = usize::try_from(bytes / block_bytes.max(64) as u64).unwrap_or(usize::MAX).clamp(16, 1 << 22);
+        let items = blocks_of(bytes, block_bytes);
         let least = options.map_or(bytes, Options::cache_bytes_least);
         Self {
             blocks: Cache::with(items, bytes, ByBytes, BuildHasherDefault::default(), DefaultLifecycle::default()),
@@ -214,6 +225,11 @@ impl BlockCache {
     /// What reads counted.
     pub(crate) fn counts(&self) -> Counts {
         self.tally.counts()
+    }
+
+    /// Memory of what is remembered of missed blocks, in bytes.
+    pub(crate) const fn missed_bytes(&self) -> u64 {
+        self.admission.bytes()
     }
 
     /// Bytes of blocks held.

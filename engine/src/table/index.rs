@@ -260,6 +260,40 @@ mod tests {
         proptest::collection::btree_set(key, 1..120).prop_map(|s| s.into_iter().collect())
     }
 
+    /// With enough blocks that ends of groups have ends of groups, and with separators that are longer than a head.
+    #[test]
+    fn all_that_an_index_has_in_memory_counts() {
+        // In a small table, and in one so long that its offsets need eight bytes.
+        for len in [10, RAW_BYTES_MAX as u64] {
+            let mut bytes = Vec::new();
+            for n in 0..3 * GROUP * GROUP {
+                put_slice(&mut bytes, format!("{n:06} and more than fits a head").as_bytes());
+                put_varint(&mut bytes, len);
+            }
+            let index = Index::decode(&bytes).unwrap();
+            let counted = index.bytes();
+            // A new field has to be named here.
+            let Index { shared, heads, group_ends, far_ends, head_lens, rests, rest_ends, offsets } = index;
+            let offsets = match (&offsets, len == 10) {
+                (Offsets::Narrow(o), true) => o.capacity() * 4,
+                (Offsets::Wide(o), false) => o.capacity() * 8,
+                (other, _) => panic!("{other:?}"),
+            };
+            let parts = [
+                (shared.capacity(), 1),
+                (heads.capacity(), 8),
+                (group_ends.capacity(), 8),
+                (far_ends.capacity(), 8),
+                (head_lens.capacity(), 1),
+                (rests.capacity(), 1),
+                (rest_ends.capacity(), 4),
+            ];
+            assert!(parts.iter().all(|(capacity, _)| *capacity > 0), "{parts:?}");
+            let all: usize = parts.iter().map(|(capacity, bytes)| capacity * bytes).sum();
+            assert_eq!(counted, (size_of::<Index>() + offsets + all) as u64);
+        }
+    }
+
     proptest! {
         #[test]
         fn every_key_is_found_in_its_block(keys in keys(), cuts: u64, probes in keys()) {

@@ -156,6 +156,11 @@ impl Table {
         self.bottom.store(true, Ordering::Relaxed);
     }
 
+    #[cfg(all(test, feature = "sim"))]
+    pub(crate) fn is_bottom(&self) -> bool {
+        self.bottom.load(Ordering::Relaxed)
+    }
+
     /// From now on all its entries have this LSN: they were written before anybody knew it. There is one version of a
     /// key in such a table.
     pub(crate) fn standing_at(mut self, ingested: Option<Lsn>) -> Self {

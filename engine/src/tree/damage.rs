@@ -74,7 +74,7 @@ impl Tree {
     pub(crate) fn note_met(&self, e: &Error) -> bool {
         // The whole path: a copy elsewhere has the same name.
         let path = e.damaged_file();
-        let table = path.and_then(|path| self.version().all_tables().find(|t| t.path() == path).cloned());
+        let table = path.and_then(|path| self.version().known_tables().find(|t| t.path() == path).cloned());
         let Some(table) = table else { return false };
         self.note_damaged(&table, e.to_string());
         true
@@ -85,7 +85,7 @@ impl Tree {
         let mut damaged = lock(&self.damaged.0);
         if !damaged.is_empty() {
             let version = self.version();
-            damaged.retain(|id, _| version.all_tables().any(|t| t.id() == *id));
+            damaged.retain(|id, _| version.known_tables().any(|t| t.id() == *id));
         }
     }
 }

@@ -18,7 +18,7 @@ pub struct DamagedTable {
     pub file: TableFile,
     /// Where the file stands.
     pub path: PathBuf,
-    /// Its level; `None` for a history table.
+    /// Its level; `None` for a history table, and for one that was ingested and waits for its level.
     pub level: Option<u8>,
     /// The first and the last key in it; `None` without entries. Reads outside do not need it.
     pub keys: Option<(SpacedKey, SpacedKey)>,
@@ -41,12 +41,15 @@ impl Tree {
             (manifest.state().tables.clone(), self.version())
         };
         let facts = |(id, what): (u128, String)| {
-            let place = placed.iter().find(|p| p.file.id == id)?;
-            let properties = version.all_tables().find(|t| t.id() == id)?.properties();
+            let named =
+                placed.iter().find(|p| p.file.id == id).map(|p| (p.file, (p.level != HISTORY).then_some(p.level)));
+            let mut arriving = version.frozen.iter().flat_map(|f| f.over.files());
+            let (file, level) = named.or_else(|| Some((arriving.find(|(file, _)| file.id == id)?.0, None)))?;
+            let properties = version.known_tables().find(|t| t.id() == id)?.properties();
             Some(DamagedTable {
-                file: place.file,
+                file,
                 path: self.table_path(id),
-                level: (place.level != HISTORY).then_some(place.level),
+                level,
                 keys: (properties.entries > 0).then(|| (spaced(&properties.min_key), spaced(&properties.max_key))),
                 lsns: (properties.min_lsn, properties.max_lsn),
                 what,

@@ -19,7 +19,7 @@ use super::compaction::rule::{Dropped, Fate, Rule};
 use super::manifest::{Edit, Placed};
 use super::memtable::{Memtable, MemtableCursor};
 use super::range_index::RangeIndex;
-use super::version::Frozen;
+use super::version::{Frozen, LAST_LEVEL};
 use super::{Tree, lock};
 
 /// What the manifest needs for an ingested table, in bytes.
@@ -128,6 +128,7 @@ impl Tree {
         let mut manifest = lock(&self.manifest);
         let edit = Edit { added, flushed: memtable.end(), events: memtable.events(), ..Edit::default() };
         manifest.append(&edit, &self.stop)?;
+        tables.iter().filter(|(level, _)| *level == LAST_LEVEL).for_each(|(_, t)| t.mark_bottom());
         self.change_version(|version| {
             version.frozen.retain(|f| !Arc::ptr_eq(&f.memtable, memtable));
             version.change_tables(&[], &tables);

@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::ingest::{Ingest, IngestedTable};
 use crate::lsn::Position;
 use crate::record::{Record, RecordError};
+use crate::table::TableFile;
 use crate::table::reader::Table;
 
 /// The tables of one record, until they have a level.
@@ -28,6 +29,13 @@ pub(crate) struct Arriving {
     pub(crate) tables: Arc<Vec<Arc<Table>>>,
     /// What the manifest will say of each; the level is not chosen yet.
     placed: Vec<Placed>,
+}
+
+impl Arriving {
+    /// Each table with what the manifest will say of its file.
+    pub(super) fn files(&self) -> impl Iterator<Item = (TableFile, &Arc<Table>)> {
+        self.placed.iter().map(|p| p.file).zip(self.tables.iter())
+    }
 }
 
 impl Tree {
@@ -92,7 +100,7 @@ impl Tree {
 
     /// Whether a table of this id is in the tree, or on its way into it.
     pub(crate) fn knows_table(&self, id: u128) -> bool {
-        self.published.with(|v| v.all_tables().chain(v.arriving()).any(|t| t.id() == id))
+        self.published.with(|v| v.known_tables().any(|t| t.id() == id))
     }
 
     /// Where ready tables are put.

@@ -29,8 +29,9 @@ impl Tree {
     /// stopped go on, and so does compaction of the table. Readers that are under way keep the file they have.
     ///
     /// # Errors
-    /// `Directory` when the tree has no such table; `Corruption` naming `source` when that is damaged or another
-    /// table. `DiskFull`, `Io`. The tree is unchanged then. `Stopped` after a failed sync.
+    /// `Directory` when the tree has no such table, or it waits for its level ([`Tree::flush_all`] gives it one);
+    /// `Corruption` naming `source` when that is damaged or another table. `DiskFull`, `Io`. The tree is unchanged then.
+    /// `Stopped` after a failed sync.
     pub fn repair_table(&self, id: u128, source: &Path) -> Result<()> {
         self.stop.check()?;
         let file = self.named(id)?;
@@ -64,7 +65,13 @@ impl Tree {
     fn named(&self, id: u128) -> Result<TableFile> {
         let manifest = lock(&self.manifest);
         let found = manifest.state().tables.iter().find(|p| p.file.id == id).map(|p| p.file);
-        found.ok_or_else(|| unknown(&self.tables_dir, id))
+        found.ok_or_else(|| {
+            if !self.knows_table(id) {
+                return unknown(&self.tables_dir, id);
+            }
+            let what = format!("table {id:032x} was just ingested and has no level yet: flush, then repair it");
+            Error::Directory { path: self.tables_dir.clone(), what }
+        })
     }
 }
 

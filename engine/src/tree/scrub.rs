@@ -86,17 +86,22 @@ impl TableScrub {
 }
 
 impl Tree {
-    /// All tables, as the manifest has them.
+    /// All tables, as the manifest has them, and those that were ingested and wait for their level.
     pub(crate) fn tables_to_scrub(&self) -> Vec<TableScrub> {
         let (files, version) = {
             let manifest = lock(&self.manifest);
             (manifest.state().tables.clone(), self.version())
         };
-        let with = |t: &Arc<Table>| {
-            let file = files.iter().find(|p| p.file.id == t.id())?.file;
-            Some(TableScrub { table: Arc::downgrade(t), path: t.path().to_owned(), file, check: None })
+        let of = |(file, t): (TableFile, &Arc<Table>)| TableScrub {
+            table: Arc::downgrade(t),
+            path: t.path().to_owned(),
+            file,
+            check: None,
         };
-        version.all_tables().filter_map(with).collect()
+        let facts = |t: &Arc<Table>| files.iter().find(|p| p.file.id == t.id()).map(|p| p.file);
+        let named = version.all_tables().filter_map(|t| Some((facts(t)?, t)));
+        let arriving = version.frozen.iter().flat_map(|f| f.over.files());
+        named.chain(arriving).map(of).collect()
     }
 
     /// One table, if the tree has it.
@@ -106,6 +111,6 @@ impl Tree {
 
     /// Whether the tree reads from this very handle.
     pub(super) fn has_table(&self, table: &Arc<Table>) -> bool {
-        self.published.with(|v| v.all_tables().any(|t| Arc::ptr_eq(t, table)))
+        self.published.with(|v| v.known_tables().any(|t| Arc::ptr_eq(t, table)))
     }
 }

@@ -109,6 +109,8 @@ pub struct TreeStats {
     pub filter_wrong: u64,
     /// Memory of the block cache, in bytes.
     pub cache_bytes: u64,
+    /// Memory of what the cache remembers of blocks that were missed, to let in what is missed again, in bytes.
+    pub missed_bytes: u64,
     /// Memory of the indexes and filters that stay as long as their table is open, in bytes: of the tables that reads of
     /// present keys have asked, up to a bound.
     pub pinned_bytes: u64,
@@ -253,6 +255,7 @@ impl Tree {
             filter_spared: reads.filter_spared,
             filter_wrong: reads.filter_wrong,
             cache_bytes: self.cache.bytes(),
+            missed_bytes: self.cache.missed_bytes(),
             pinned_bytes: self.cache.pinned_bytes(),
             lent_bytes: self.cache.lent_bytes(),
             parts_loaded: reads.parts_loaded,

@@ -19,6 +19,8 @@ use crate::value::Value;
 #[cfg(feature = "sim")]
 mod arriving;
 #[cfg(feature = "sim")]
+mod bottom;
+#[cfg(feature = "sim")]
 mod crash;
 #[cfg(feature = "sim")]
 mod held;

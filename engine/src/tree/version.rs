@@ -88,8 +88,14 @@ impl Version {
         self.levels.iter().flat_map(|l| l.iter())
     }
 
+    /// All that have their level, history tables included.
     pub(crate) fn all_tables(&self) -> impl Iterator<Item = &Arc<Table>> {
         self.tables().chain(&self.history)
+    }
+
+    /// Those that wait for their level, too.
+    pub(crate) fn known_tables(&self) -> impl Iterator<Item = &Arc<Table>> {
+        self.all_tables().chain(self.arriving())
     }
 
     /// Whether it is one of the history tables.

@@ -1,7 +1,7 @@
 //! Damage to the last edit of the manifest, which looks like an edit that a crash tore: whatever that edit said, the
 //! store refuses to open and changes nothing, or everything that was acknowledged is there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -171,4 +171,43 @@ fn damage_to_the_manifests_last_edit_loses_nothing_that_was_acknowledged() {
     ] {
         assert!(came_to.contains_key(&outcome), "{outcome:?} never happened: {came_to:?}");
     }
+}
+
+/// What the last process left in the page cache alone is durable before anybody goes by it: log is released, and tables
+/// are removed, by what the manifest says. Through edits and whole manifests that take another's place.
+#[test]
+fn what_an_open_store_goes_by_is_durable() {
+    let options = Options { manifest_bytes: 1, ..options() };
+    let flush = |store: &Store, n: u64| {
+        let mut batch = Batch::new();
+        batch.put(format!("{n:03}").as_bytes(), b"a value")?;
+        store.write(&batch, &[], Durability::Synced)?;
+        store.tree().flush_all()
+    };
+    let (mut killed, mut manifests) = (0, BTreeSet::new());
+    for k in 1.. {
+        let fs = SimFs::new(k);
+        fs.prepare_dir(Path::new(DIR)).unwrap();
+        let (env, _) = Env::sim(Arc::clone(&fs), SimClock::new(CommitTs(1_000_000)), k);
+        let identity = Identity { cluster: ClusterId(7), timeline: TimelineId(9) };
+        let store = Store::create(env.clone(), Path::new(DIR), &options, identity).unwrap();
+        fs.fail_at_io(fs.io_count() + k, FaultKind::CrashBefore);
+        let ended = (0..12).try_for_each(|n| flush(&store, n));
+        drop(store);
+        if ended.is_ok() {
+            break;
+        }
+        let manifest = |fs: &SimFs| fs.read_all(&Path::new(DIR).join("manifest/CURRENT")).unwrap();
+        // The machine lives, so all that was written is seen; then the power fails.
+        fs.kill();
+        let store = Store::open_embedded(env.clone(), Path::new(DIR), &options).unwrap();
+        let (seen, current) = (store.tree().flushed(), manifest(&fs));
+        drop(store);
+        fs.crash_losing_unsynced();
+        let store = Store::open_embedded(env, Path::new(DIR), &options).unwrap();
+        assert_eq!((store.tree().flushed(), manifest(&fs)), (seen, current.clone()), "killed before I/O {k}");
+        killed += 1;
+        manifests.insert(current);
+    }
+    assert!(killed > 100 && manifests.len() > 1, "{killed} kills, {manifests:?}");
 }

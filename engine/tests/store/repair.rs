@@ -89,6 +89,21 @@ fn a_scrub_under_way_does_not_tell_of_what_was_repaired_meanwhile() {
     }
 }
 
+/// The pass that is amid the old file knows nothing of the new one.
+#[test]
+fn a_copy_that_is_damaged_in_its_place_stays_told_when_a_pass_is_done_with_the_file_before() {
+    let (home, table, good) = damaged(7);
+    let before = home.store.view();
+    assert_eq!(home.store.scrub_step(200), Progress::Worked);
+    home.store.repair_table(id(&table), &good).unwrap();
+    home.fs.flip_bit(&table, 40, 3).unwrap();
+    assert!(home.store.scrub_table(id(&table)));
+    home.pass(200);
+    assert_eq!(home.store.scrub_stats().files_gone, 1);
+    assert_eq!((home.store.scrub_findings().len(), home.store.damage().len()), (1, 1));
+    drop(before);
+}
+
 #[test]
 fn one_table_is_read_on_request_and_a_damaged_one_is_described() {
     let (home, table, good) = damaged(6);

@@ -7,13 +7,15 @@ use mainstay_engine::batch::{Batch, Keyspace};
 use mainstay_engine::clock::SimClock;
 use mainstay_engine::env::SimFatal;
 use mainstay_engine::exec::Progress;
-use mainstay_engine::fs::Fs;
 use mainstay_engine::fs::sim::{FaultKind, OpClass, SimFs};
-use mainstay_engine::inspect::TableView;
+use mainstay_engine::fs::{Fs, OpenMode};
+use mainstay_engine::inspect::{LogFile, SegmentReader, TableView};
 use mainstay_engine::rng::{Rng, SeededRng};
 use mainstay_engine::store::{Durability, Identity, Store};
+use mainstay_engine::table::parse_table_name;
 use mainstay_engine::{ClusterId, CommitTs, Env, Error, Lsn, Options, TimelineId};
 
+use super::ingest::World;
 use super::reads::read;
 
 pub(crate) const DIR: &str = "/data";
@@ -97,8 +99,8 @@ fn a_pass_reads_all_that_is_at_rest_in_small_steps_and_leaves_the_cache_alone() 
     assert_eq!((stats.files_done, stats.bytes_done), (stats.files_total, stats.bytes_total));
     assert!(steps > stats.bytes_total / 2048, "{steps} steps for {} bytes", stats.bytes_total);
     assert_eq!((stats.passes, stats.running, stats.damaged_files), (1, false, 0));
-    assert_eq!(stats.last_pass_lsn, Lsn(180));
-    assert!((CommitTs(1_000_000)..home.env.clock.wall()).contains(&stats.last_pass_at));
+    assert_eq!(stats.last_whole_lsn, Lsn(180));
+    assert!((CommitTs(1_000_000)..home.env.clock.wall()).contains(&stats.last_whole_at));
     let of_cache = |t: &mainstay_engine::tree::TreeStats| (t.cache_bytes, t.cache_hits, t.cache_misses);
     assert_eq!(of_cache(&before), of_cache(&tree));
     assert_eq!(home.store.scrub_findings(), []);
@@ -204,19 +206,182 @@ fn a_scrub_that_may_not_read_says_so_and_forgets_no_damage() {
     home.pass(4096);
     let found = home.store.scrub_findings();
     assert_eq!(found.len(), 1);
+    let whole = home.store.scrub_stats();
+    assert!(home.store.last_scrub().unwrap().is_whole());
+    home.put('b', 60);
     for nth in 1..=100 {
         home.fs.fail_nth(OpClass::Open, nth, FaultKind::Refused);
     }
     home.pass(4096);
     let (stats, told) = (home.store.scrub_stats(), home.store.scrub_unread());
     assert_eq!((stats.files_done, stats.unread_files), (0, stats.files_total), "{stats:?}");
+    // It ended, and says of nothing that it is whole.
+    assert_eq!((stats.passes, stats.last_whole_at, stats.last_whole_lsn), (2, whole.last_whole_at, Lsn(60)));
+    assert!(!home.store.last_scrub().unwrap().is_whole());
     assert!(told.iter().all(|e| e.contains("Too many open files")), "{told:?}");
     assert_eq!((home.store.scrub_findings(), home.store.damage().len()), (found.clone(), 1));
     home.fs.clear_faults();
     home.pass(4096);
     let stats = home.store.scrub_stats();
     assert_eq!((stats.files_done, stats.unread_files), (stats.files_total, 0), "{stats:?}");
+    assert!(stats.last_whole_at > whole.last_whole_at && stats.last_whole_lsn == Lsn(120), "{stats:?}");
     assert_eq!(home.store.scrub_findings(), found);
+}
+
+/// Each table, those of history too, and each sealed segment, to its last block and record.
+#[test]
+fn each_file_at_rest_is_read_to_its_end() {
+    let home = home(11);
+    let _kept = home.store.log().slot("kept", Lsn::ZERO);
+    for _ in 0..2 {
+        home.put('a', 120);
+        home.store.tree().flush_all().unwrap();
+    }
+    home.put('m', 40);
+    home.put('m', 40);
+    home.store.tree().flush_all().unwrap();
+    assert!(home.store.stats().tree.history.tables > 0 && home.store.stats().tree.levels[0].tables > 2);
+    let fs: Arc<dyn Fs> = Arc::clone(&home.fs) as Arc<dyn Fs>;
+    let tables = home.files("table");
+    for table in &tables {
+        let last = TableView::open(&fs, table).unwrap().blocks().unwrap().map(Result::unwrap).last().unwrap();
+        home.fs.flip_bit(table, last.offset + last.bytes - 1, 3).unwrap();
+    }
+    let [sealed @ .., _] = &home.files("log")[..] else { panic!("no log") };
+    for segment in sealed {
+        let header = LogFile::read(&*fs, segment).unwrap().header().unwrap();
+        let mut frames = SegmentReader::open(&*fs, segment, &header).unwrap();
+        let mut last = 0;
+        while let Some(f) = frames.next().unwrap() {
+            last = f.offset;
+        }
+        home.fs.flip_bit(segment, last + 20, 3).unwrap();
+    }
+    home.pass(256);
+    let found: Vec<_> = home.store.scrub_findings().into_iter().map(|f| f.path).collect();
+    let damaged: Vec<_> = sealed.iter().chain(&tables).cloned().collect();
+    assert!(sealed.len() > 1, "{sealed:?}");
+    assert_eq!(found, damaged);
+}
+
+/// One file of many that cannot be read is enough: the others being whole says nothing of it.
+#[test]
+fn a_pass_that_leaves_one_file_unread_is_not_whole() {
+    let home = home(8);
+    let _kept = home.store.log().slot("kept", Lsn::ZERO);
+    home.put('a', 60);
+    home.store.tree().flush_all().unwrap();
+    home.settle();
+    home.pass(4096);
+    let whole = home.store.scrub_stats();
+    assert!(whole.files_total > 1);
+    let others = whole.files_total - 1;
+    // The last file of the pass, at each of its tries.
+    (others + 1..=others + 3).for_each(|nth| home.fs.fail_nth(OpClass::Open, nth, FaultKind::Refused));
+    home.pass(4096);
+    let stats = home.store.scrub_stats();
+    assert_eq!((stats.files_done, stats.files_gone, stats.unread_files), (others, 0, 1), "{stats:?}");
+    assert_eq!((stats.passes, stats.last_whole_at), (2, whole.last_whole_at));
+    assert!(!home.store.last_scrub().unwrap().is_whole() && home.store.scrub_findings().is_empty());
+}
+
+#[test]
+fn a_pass_that_is_given_up_is_no_longer_on_its_way_and_does_not_count() {
+    let home = home(9);
+    for prefix in ['a', 'm', 'z'] {
+        home.put(prefix, 60);
+        home.store.tree().flush_all().unwrap();
+    }
+    for table in home.files("table") {
+        home.fs.flip_bit(&table, 40, 3).unwrap();
+    }
+    let mut steps = 0;
+    while home.store.scrub_findings().is_empty() {
+        assert_eq!(home.store.scrub_step(256), Progress::Worked);
+        steps += 1;
+    }
+    assert!(steps > 1 && home.store.scrub_stats().running);
+    home.store.scrub_give_up();
+    let stats = home.store.scrub_stats();
+    assert!(!stats.running && stats.files_done < stats.files_total, "{stats:?}");
+    assert_eq!((stats.passes, stats.last_whole_at, home.store.last_scrub()), (0, CommitTs::default(), None));
+    // What it found is true all the same.
+    assert_eq!((home.store.scrub_findings().len(), home.store.damage().len()), (1, 1));
+    home.store.scrub_give_up();
+    home.pass(256);
+    let stats = home.store.scrub_stats();
+    assert_eq!((stats.passes, stats.files_done, stats.running), (1, stats.files_total, false));
+    assert_eq!(home.store.scrub_findings().len(), home.files("table").len());
+}
+
+/// A memtable may wait for its flush for long, where the disk is full: what it brought in is read all that time.
+#[test]
+fn ingested_tables_that_wait_for_their_level_are_read() {
+    let mut world = World::new(8);
+    for key in [b"before", b"beside"] {
+        world.put(key, b"old");
+        world.store().tree().flush_all().unwrap();
+    }
+    let ready = world.tables("v", 0..600);
+    world.ingest(&ready).unwrap();
+    let store = world.store();
+    assert_eq!(store.stats().tree.arriving_tables, ready.len() as u64);
+    let damaged = ready.get(1).and_then(|r| r.file_name()).unwrap();
+    let path = Path::new(DIR).join("tables").join(damaged);
+    let id = parse_table_name(damaged.to_str().unwrap()).unwrap();
+    let good = Path::new("/other/good.table");
+    let copy = world.fs.open(good, OpenMode::CreateNew).unwrap();
+    copy.write_all_at(&world.fs.read_all(&path).unwrap(), 0).unwrap();
+    let pass = |store: &Store| while store.scrub_step(1 << 20) == Progress::Worked {};
+    pass(store);
+    let stats = store.scrub_stats();
+    let tables = stats.files_total;
+    assert_eq!((stats.files_done, tables), (tables, store.stats().tree.tables() + ready.len() as u64));
+    assert_eq!(store.scrub_findings(), vec![]);
+    world.fs.flip_bit(&path, 40, 3).unwrap();
+    pass(store);
+    let told = |store: &Store| {
+        let found: Vec<_> = store.scrub_findings().into_iter().map(|f| f.path).collect();
+        let tables: Vec<_> =
+            store.tree().damaged_tables().into_iter().map(|t| (t.file.id, t.level.is_some())).collect();
+        (found, store.damage().len(), tables)
+    };
+    assert_eq!(told(store), (vec![path.clone()], 1, vec![(id, false)]));
+    let refused = store.repair_table(id, good).unwrap_err();
+    assert!(refused.to_string().contains("flush"), "{refused}");
+    // Neither a merge nor its level changes anything about it.
+    assert_eq!(store.tree().compact_step().unwrap(), Progress::Worked);
+    assert_eq!((store.stats().tree.moved_tables, told(store)), (1, (vec![path.clone()], 1, vec![(id, false)])));
+    store.tree().flush_all().unwrap();
+    assert_eq!((store.stats().tree.arriving_tables, told(store)), (0, (vec![path.clone()], 1, vec![(id, true)])));
+    pass(store);
+    assert_eq!(told(store), (vec![path], 1, vec![(id, true)]));
+    store.repair_table(id, good).unwrap();
+    pass(store);
+    assert_eq!(told(store), (vec![], 0, vec![]));
+    world.reopen();
+    assert_eq!(world.state().len(), 602);
+}
+
+/// Nobody has read what is merged away: it is not there any more, and is not told as read.
+#[test]
+fn what_goes_under_a_pass_is_told_apart_from_what_was_read() {
+    let home = home(10);
+    for prefix in ['a', 'm', 'z'] {
+        home.put(prefix, 60);
+        home.store.tree().flush_all().unwrap();
+    }
+    let tables = home.files("table").len() as u64;
+    assert_eq!(home.store.scrub_step(1), Progress::Worked);
+    home.store.tree().compact_all().unwrap();
+    home.pass(4096);
+    let stats = home.store.scrub_stats();
+    assert!(tables > 2 && stats.files_gone == tables, "{stats:?}");
+    assert_eq!((stats.files_done + stats.files_gone, stats.bytes_done), (stats.files_total, stats.bytes_total));
+    // What stands in their place is the next pass's.
+    home.pass(4096);
+    let stats = home.store.scrub_stats();
+    assert_eq!((stats.files_gone, stats.files_done), (0, stats.files_total), "{stats:?}");
 }
 
 /// A sector that a read could not have is told, also when nobody can look again; what is for want of something else is not.

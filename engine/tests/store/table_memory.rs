@@ -221,3 +221,45 @@ fn more_tables_than_the_memory_has_room_for_indexes_are_read_within_the_limit() 
     world.check_scan(&world.store.view(), world.store.applied().get(), false);
     world.assert_within_limit();
 }
+
+/// The rule of admission, as reads see it: what is read once takes nobody's place, and what is missed again soon comes in.
+#[test]
+fn a_full_cache_takes_a_block_at_its_second_miss_and_what_is_read_once_pushes_nothing_out() {
+    const KEYS: u64 = 60_000;
+    let mut world = World::new(options(1_280 << 10, 0));
+    world.write(KEYS / BATCH, |_, n| n);
+    world.store.tree().flush_all().unwrap();
+    world.store.tree().compact_all().unwrap();
+    let mut keys: Vec<u64> = (0..KEYS).collect();
+    keys.sort_by_key(|k| key(*k));
+    // No block has two of these: each of them is a block.
+    let mut blocks: Vec<u64> = keys.into_iter().step_by(10).collect();
+    // All over the tables: their indexes are in memory before it comes to what is measured.
+    blocks.sort_unstable();
+    let view = world.store.view();
+    let mut misses = |keys: &[u64]| {
+        let before = world.store.stats().tree.cache_misses;
+        keys.iter().for_each(|k| world.check(&view, *k, view.lsn()));
+        (world.store.stats().tree.cache_misses - before) as usize
+    };
+    let (first, rest) = blocks.split_at(20);
+    assert_eq!((misses(first), misses(first)), (first.len(), 0), "there is room");
+    // Read until nothing more comes in.
+    let (filling, rest) = rest.split_at(3_000);
+    (0..4).for_each(|_| _ = misses(filling));
+    // So few that they do not push each other out: what is new has a small part of the cache.
+    let (kept, once) = rest.split_at(20);
+    assert_eq!(misses(kept), kept.len());
+    let second = misses(kept);
+    assert!(second > kept.len() * 9 / 10, "{second} of {} were missed again: the rest was let in at once", kept.len());
+    assert!(misses(once) > once.len() * 9 / 10 && once.len() > 2_000, "{} blocks are read once", once.len());
+    let gone = misses(kept);
+    assert!(gone < kept.len() / 10, "{gone} of {} that came in are gone, or never came", kept.len());
+    let counted = world.store.stats();
+    let remembered = 4 * 2 * (world.options.memory_limit / world.options.block_bytes as u64).next_power_of_two();
+    assert_eq!(counted.tree.missed_bytes, remembered);
+    let without = mainstay_engine::tree::TreeStats { missed_bytes: 0, ..counted.tree };
+    let without = mainstay_engine::store::StoreStats { tree: without, ..counted };
+    assert_eq!(counted.memory_bytes() - without.memory_bytes(), remembered);
+    world.assert_within_limit();
+}

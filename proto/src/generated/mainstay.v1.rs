@@ -986,6 +986,7 @@ pub struct ScrubProgress {
     pub bytes_done: u64,
     #[prost(uint64, tag = "2")]
     pub bytes_total: u64,
+    /// Read whole, or gone before they were.
     #[prost(uint64, tag = "3")]
     pub files_done: u64,
     #[prost(uint64, tag = "4")]
@@ -997,6 +998,9 @@ pub struct ScrubProgress {
     /// Why, for the first of them; in the last message.
     #[prost(string, repeated, tag = "6")]
     pub unread: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Of `files_done`, those that went before they were read whole: merged away, repaired, released or cut.
+    #[prost(uint64, tag = "7")]
+    pub files_gone: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RepairTableRequest {

@@ -116,6 +116,8 @@ pub(super) struct Node {
 #[derive(Default, Serialize)]
 pub(super) struct Read {
     files: u64,
+    /// Files that went before they were read: merged away, repaired, released or cut.
+    files_gone: u64,
     bytes: u64,
     /// Files that could not be read, which says nothing of their bytes.
     unread_files: u64,
@@ -198,8 +200,11 @@ impl Node {
     fn text(&self) -> String {
         let who = self.node.map_or_else(String::new, |n| format!("node {n} at "));
         let mut out = format!("{who}{}: ", self.addr);
-        if let Some(Read { files, bytes, unread_files, .. }) = &self.read {
+        if let Some(Read { files, files_gone, bytes, unread_files, .. }) = &self.read {
             out += &format!("{files} files read, {}; ", output::bytes(*bytes));
+            if *files_gone > 0 {
+                out += &format!("no longer in use: {files_gone}; ");
+            }
             if *unread_files > 0 {
                 out += &format!("could not be read: {unread_files}; ");
             }
@@ -279,12 +284,13 @@ async fn read_all(client: &Client, addr: &str, id: u64, rate: u64, read: &mut Re
             break;
         };
         progress.at(m.bytes_done, m.bytes_total, || format!("of node {id}"));
-        (read.files, read.bytes, read.unread_files) = (m.files_done, m.bytes_done, m.unread_files);
+        read.files = m.files_done.saturating_sub(m.files_gone);
+        (read.files_gone, read.bytes, read.unread_files) = (m.files_gone, m.bytes_done, m.unread_files);
         read.unread = m.unread;
         total = Some(m.files_total);
     }
     // The node may have been stopped meanwhile.
-    let seen = read.files + read.unread_files;
+    let seen = read.files + read.files_gone + read.unread_files;
     match total {
         Some(total) if seen >= total => Ok(()),
         Some(total) => anyhow::bail!("the scrub ended after {seen} of {total} files"),

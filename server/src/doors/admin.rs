@@ -158,7 +158,8 @@ fn scrub_progress(p: ScrubPass) -> v1::ScrubProgress {
     v1::ScrubProgress {
         bytes_done: p.stats.bytes_done,
         bytes_total: p.stats.bytes_total,
-        files_done: p.stats.files_done,
+        files_done: p.stats.files_done + p.stats.files_gone,
+        files_gone: p.stats.files_gone,
         files_total: p.stats.files_total,
         unread_files: p.stats.unread_files,
         unread: p.unread,

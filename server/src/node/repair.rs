@@ -120,46 +120,7 @@ impl Repair {
     pub fn scrub(&self, rate: u64) -> Result<mpsc::Receiver<Result<ScrubPass, Failure>>, Failure> {
         let store = self.store()?;
         let (tx, rx) = mpsc::channel(4);
-        tokio::spawn(async move {
-            let before = store.scrub_stats();
-            // A pass that is under way has read files already: then the next one is what was asked for.
-            let passes = before.passes + if before.running { 2 } else { 1 };
-            let clock = Arc::clone(&store.env().clock);
-            let mut told = clock.monotonic();
-            loop {
-                let begun = clock.monotonic();
-                let step = if rate == 0 { SCRUB_STEP } else { SCRUB_STEP.min(rate) };
-                let stepping = Arc::clone(&store);
-                let stepped = tokio::task::spawn_blocking(move || stepping.scrub_step(step)).await;
-                let worked = match stepped {
-                    Ok(progress) => progress == Progress::Worked,
-                    Err(e) => {
-                        let text = format!(
-                            "the scrub ended before everything was read ({e}); the node's log has the cause, the node \
-                             goes on"
-                        );
-                        let _ = tx.send(Err(Failure::new(Code::Stopped, Class::NotExecuted, text))).await;
-                        return;
-                    }
-                };
-                // Another pass may have begun by now.
-                if let Some(pass) = store.last_scrub().filter(|p| p.stats.passes >= passes) {
-                    let _ = tx.send(Ok(pass)).await;
-                    return;
-                }
-                if clock.monotonic().saturating_sub(told) >= TELL_EVERY {
-                    told = clock.monotonic();
-                    let so_far = ScrubPass { stats: store.scrub_stats(), unread: Vec::new() };
-                    if tx.send(Ok(so_far)).await.is_err() {
-                        return;
-                    }
-                }
-                if rate > 0 && worked {
-                    let due = Duration::from_secs_f64(step as f64 / rate as f64);
-                    tokio::time::sleep(due.saturating_sub(clock.monotonic().saturating_sub(begun))).await;
-                }
-            }
-        });
+        tokio::spawn(scrub_for(store, rate, tx));
         Ok(rx)
     }
 
@@ -177,6 +138,58 @@ impl Repair {
             Failure::bad(format!("this node has no table {id:032x}; it may be merged away, see `mainstay scrub`"))
         })?;
         Ok((store, table))
+    }
+}
+
+/// A pass for who asked for it. One that ends early is given up: else the next who asks would take it for one under way.
+async fn scrub_for(store: Arc<Store>, rate: u64, tx: mpsc::Sender<Result<ScrubPass, Failure>>) {
+    let ended = scrub_all(&store, rate, &tx).await;
+    if !matches!(ended, Ok(Some(_))) {
+        // It waits for a step under way, so for the disk.
+        let _ = tokio::task::spawn_blocking(move || store.scrub_give_up()).await;
+    }
+    if let Some(last) = ended.transpose() {
+        let _ = tx.send(last).await;
+    }
+}
+
+/// A pass from its beginning to its end, with its progress to who asked for it; `None` when nobody asks any more.
+async fn scrub_all(
+    store: &Arc<Store>,
+    rate: u64,
+    tx: &mpsc::Sender<Result<ScrubPass, Failure>>,
+) -> Result<Option<ScrubPass>, Failure> {
+    let before = store.scrub_stats();
+    // A pass that is under way has read files already: then the next one is what was asked for.
+    let passes = before.passes + if before.running { 2 } else { 1 };
+    let clock = Arc::clone(&store.env().clock);
+    let mut told = clock.monotonic();
+    loop {
+        let begun = clock.monotonic();
+        let step = if rate == 0 { SCRUB_STEP } else { SCRUB_STEP.min(rate) };
+        let stepping = Arc::clone(store);
+        let stepped = tokio::task::spawn_blocking(move || stepping.scrub_step(step)).await;
+        let progress = stepped.map_err(|e| {
+            let text = format!(
+                "the scrub ended before everything was read ({e}); the node's log has the cause, the node goes on"
+            );
+            Failure::new(Code::Stopped, Class::NotExecuted, text)
+        })?;
+        // Another pass may have begun by now.
+        if let Some(pass) = store.last_scrub().filter(|p| p.stats.passes >= passes) {
+            return Ok(Some(pass));
+        }
+        if clock.monotonic().saturating_sub(told) >= TELL_EVERY {
+            told = clock.monotonic();
+            let so_far = ScrubPass { stats: store.scrub_stats(), unread: Vec::new() };
+            if tx.send(Ok(so_far)).await.is_err() {
+                return Ok(None);
+            }
+        }
+        if rate > 0 && progress == Progress::Worked {
+            let due = Duration::from_secs_f64(step as f64 / rate as f64);
+            tokio::time::sleep(due.saturating_sub(clock.monotonic().saturating_sub(begun))).await;
+        }
     }
 }
 
@@ -301,8 +314,11 @@ async fn blocking<T: Send + 'static>(
 #[cfg(test)]
 mod tests {
     use futures::stream;
+    use mainstay_engine::batch::Batch;
     use mainstay_engine::fs::Fs;
     use mainstay_engine::fs::os::OsFs;
+    use mainstay_engine::store::{Durability, Identity};
+    use mainstay_engine::{ClusterId, Env, Options, TimelineId};
 
     use super::*;
 
@@ -339,5 +355,26 @@ mod tests {
         assert!(silent.contains("the client sent nothing for 50ms"), "{silent}");
         let trickle = received(u64::MAX, stream::repeat_with(|| part(1)), Patience::of(LONG, SHORT)).await;
         assert!(trickle.contains("the client sends too slowly"), "{trickle}");
+    }
+
+    #[tokio::test]
+    async fn a_scrub_that_nobody_waits_for_any_more_is_given_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let identity = Identity { cluster: ClusterId(1), timeline: TimelineId(1) };
+        let store = Store::create(Env::real(), dir.path(), &Options::default(), identity).unwrap();
+        let mut batch = Batch::new();
+        batch.put(b"k", b"v").unwrap();
+        store.write(&batch, &[], Durability::Synced).unwrap();
+        store.tree().flush_all().unwrap();
+        let store = Arc::new(store);
+        let (tx, rx) = mpsc::channel(4);
+        drop(rx);
+        scrub_for(Arc::clone(&store), 1, tx).await;
+        let stats = store.scrub_stats();
+        assert!(stats.files_total > 0 && !stats.running && stats.passes == 0, "{stats:?}");
+        let (tx, mut asked) = mpsc::channel(4);
+        scrub_for(Arc::clone(&store), 0, tx).await;
+        let pass = asked.recv().await.unwrap().unwrap();
+        assert!(pass.is_whole() && pass.stats.passes == 1 && !store.scrub_stats().running, "{pass:?}");
     }
 }

@@ -19,6 +19,9 @@ use crate::fs::OpenMode;
 /// Longest file, in bytes: a length read from damaged bytes must fail here, not in the allocator.
 const MAX_FILE: u64 = 1 << 32;
 
+/// Directories that stay open for their next sync, as the real file system has it.
+const DIRS_KEPT: usize = 16;
+
 /// The size of a disk that no test has sized, in bytes.
 const UNSIZED: u64 = 1 << 40;
 
@@ -35,6 +38,10 @@ pub(super) struct Disk {
     names: Names,
     files: BTreeMap<Ino, Inode>,
     locks: BTreeSet<Ino>,
+    /// Directories that this process has open, the one synced last at the end.
+    kept: Vec<Ino>,
+    /// A handle that is given up for a directory when no more may be open.
+    spare: bool,
     /// Handles of an older generation are dead.
     generation: u64,
     crashes: u64,
@@ -60,6 +67,8 @@ impl Disk {
             names: Names::new(),
             files: BTreeMap::new(),
             locks: BTreeSet::new(),
+            kept: Vec::new(),
+            spare: false,
             generation: 0,
             crashes: 0,
             capacity: UNSIZED,
@@ -122,9 +131,9 @@ impl Disk {
         self.call(call, |disk, fault| fault.map_or_else(|| work(disk), Err))
     }
 
-    /// Handles that are open, those of locks included.
+    /// Handles that are open, those of locks and of directories included.
     pub(super) fn open_files(&self) -> u64 {
-        self.files.values().map(|f| f.handles).sum()
+        self.files.values().map(|f| f.handles).sum::<u64>() + self.kept.len() as u64 + u64::from(self.spare)
     }
 
     pub(super) fn set_open_files_max(&mut self, max: u64) {
@@ -224,11 +233,37 @@ impl Disk {
         }
     }
 
-    pub(super) fn sync_dir(&mut self, path: &Path, fault: Option<io::Error>) -> io::Result<()> {
+    /// Whether a directory is open for its next sync.
+    pub(super) fn keeps(&self, path: &Path) -> io::Result<bool> {
+        Ok(self.kept.contains(&self.names.resolve(path)?))
+    }
+
+    /// Opens a directory for its next sync, unless it is open.
+    pub(super) fn keep(&mut self, path: &Path) -> io::Result<Ino> {
         let dir = self.names.resolve(path)?;
         if !self.names.is_dir(dir) {
             return Err(io::ErrorKind::NotADirectory.into());
         }
+        match self.kept.iter().position(|k| *k == dir) {
+            Some(at) => drop(self.kept.remove(at)),
+            None => {
+                if self.kept.len() >= DIRS_KEPT {
+                    self.kept.remove(0);
+                }
+                if let Err(e) = self.another_handle()
+                    && !std::mem::take(&mut self.spare)
+                {
+                    return Err(e);
+                }
+            }
+        }
+        self.kept.push(dir);
+        self.spare |= self.another_handle().is_ok();
+        Ok(dir)
+    }
+
+    pub(super) fn sync_dir(&mut self, path: &Path, fault: Option<io::Error>) -> io::Result<()> {
+        let dir = self.keep(path)?;
         match fault {
             Some(e) => {
                 self.names.lose_dirty(dir);
@@ -349,6 +384,7 @@ impl Disk {
         self.generation += 1;
         self.dark = false;
         self.locks.clear();
+        (self.kept, self.spare) = (Vec::new(), false);
         for inode in self.files.values_mut() {
             inode.handles = 0;
         }

@@ -394,8 +394,9 @@ fn no_more_files_are_open_than_may_be_and_a_closed_one_makes_room() {
     let fs = fresh(0);
     let f = create(&fs, "f", b"one");
     let lock = fs.lock(&p("lock")).unwrap();
-    assert_eq!(fs.open_files(), 2);
-    fs.set_open_files_max(2);
+    fs.keep_dir(Path::new("/d")).unwrap();
+    assert_eq!(fs.open_files(), 4, "a file, a lock, a directory, and one in reserve for another");
+    fs.set_open_files_max(4);
     let refused = |e: io::Error| assert_eq!(e.raw_os_error(), Some(24));
     refused(fs.open(&p("f"), OpenMode::Read).unwrap_err());
     refused(fs.open(&p("new"), OpenMode::CreateNew).unwrap_err());
@@ -412,6 +413,29 @@ fn no_more_files_are_open_than_may_be_and_a_closed_one_makes_room() {
     let both = (fs.open(&p("f"), OpenMode::Read).unwrap(), fs.open(&p("f"), OpenMode::Write).unwrap());
     refused(fs.list(Path::new("/d")).unwrap_err());
     drop(both);
+    assert_eq!(fs.open_files(), 2);
+}
+
+/// As the real one: directories stay open for their next sync, one handle is in reserve, and then a sync is refused.
+#[test]
+fn a_sync_of_a_directory_needs_a_handle_unless_it_was_kept() {
+    let fs = SimFs::new(0);
+    let dirs: Vec<_> = (0..20).map(|n| PathBuf::from(format!("/d{n}"))).collect();
+    dirs.iter().for_each(|d| fs.create_dir_all(d).unwrap());
+    fs.keep_dir(&dirs[0]).unwrap();
+    assert_eq!(fs.open_files(), 2, "the directory, and the reserve");
+    fs.set_open_files_max(2);
+    fs.sync_dir(&dirs[0]).unwrap();
+    fs.sync_dir(&dirs[1]).unwrap();
+    assert_eq!(fs.sync_dir(&dirs[2]).unwrap_err().raw_os_error(), Some(24));
+    (0..2).for_each(|n| fs.sync_dir(&dirs[n]).unwrap());
+    assert_eq!(fs.keep_dir(&dirs[2]).unwrap_err().raw_os_error(), Some(24));
+    fs.set_open_files_max(u64::MAX);
+    dirs.iter().for_each(|d| fs.sync_dir(d).unwrap());
+    assert_eq!(fs.open_files(), 17, "only so many stay open");
+    fs.fail_nth(OpClass::Open, 1, FaultKind::Refused);
+    assert!(fs.keep_dir(&dirs[0]).is_err() && fs.keep_dir(&dirs[0]).is_ok() && fs.keep_dir(&dirs[0]).is_ok());
+    fs.kill();
     assert_eq!(fs.open_files(), 0);
 }
 
