@@ -216,6 +216,17 @@ pub enum Error {
         /// The working directory.
         path: String,
     },
+    /// A sync failed: the bytes may read well and be lost \[I3\]. Nothing of what was written is used.
+    #[error(
+        "cannot sync {path}: {source}; what was written there may be lost although it reads well, so it is not used. Look at \
+         the disk first; then restore again, which writes all of it anew"
+    )]
+    NotSynced {
+        /// The file or directory.
+        path: String,
+        /// The operating system's answer.
+        source: std::io::Error,
+    },
     /// The engine refused.
     #[error(transparent)]
     Engine(#[from] mainstay_engine::Error),
@@ -238,6 +249,10 @@ impl Error {
     #[must_use]
     pub fn is_not_found(&self) -> bool {
         matches!(self, Error::Store { kind: StoreKind::NotFound, .. })
+    }
+
+    pub(crate) fn not_synced(path: &std::path::Path, source: std::io::Error) -> Self {
+        Error::NotSynced { path: path.display().to_string(), source }
     }
 
     pub(crate) fn damaged(object: impl ToString, what: impl ToString) -> Self {

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt, stream};
 use mainstay_engine::fault::{Bug, planted};
-use mainstay_engine::fs::{Fs, write_atomic};
+use mainstay_engine::fs::{Fs, NotReplaced, write_atomic};
 use mainstay_engine::limits::TIMELINE_LSN_JUMP;
 use mainstay_engine::record::{Record, TimelineStart};
 use mainstay_engine::{ClusterId, CommitTs, Env, Epoch, Lsn, Position, TimelineId};
@@ -275,7 +275,10 @@ fn prepare(fs: &dyn Fs, dir: &Path, digest: ContentHash) -> Result<(PathBuf, Box
     }
     let tables = work.join("tables");
     fs.create_dir_all(&tables).map_err(io("create", &tables))?;
-    write_atomic(fs, &work, MARKER, digest.to_string().as_bytes()).map_err(mainstay_engine::Error::from)?;
+    write_atomic(fs, &work, MARKER, digest.to_string().as_bytes()).map_err(|e| match e {
+        NotReplaced::Sync { path, source } => Error::not_synced(&path, source),
+        e => mainstay_engine::Error::from(e).into(),
+    })?;
     Ok((work, lock))
 }
 
@@ -284,10 +287,14 @@ fn commit(fs: &dyn Fs, work: &Path, dir: &Path) -> Result<()> {
     let io = |action, path: &Path, e| Error::from(mainstay_engine::Error::io(action, path, e));
     let marker = work.join(MARKER);
     fs.remove_file(&marker).map_err(|e| io("remove", &marker, e))?;
-    fs.sync_dir(work).map_err(|e| io("sync", work, e))?;
+    fs.sync_dir(work).map_err(|e| Error::not_synced(work, e))?;
     fs.rename(work, dir).map_err(|e| io("rename to", dir, e))?;
     let parent = dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs.sync_dir(parent).map_err(|e| io("sync", parent, e))?;
+    fs.sync_dir(parent).map_err(|e| {
+        // It must not be there by chance: a crash may take it away again. If it cannot be moved, the error still says so.
+        let _ = fs.rename(dir, work);
+        Error::not_synced(parent, e)
+    })?;
     let mut lock_name = OsString::from(work.as_os_str());
     lock_name.push(".lock");
     // The restore is done; an empty file that stays is no reason to call it failed.
@@ -322,7 +329,7 @@ async fn fetch_base(
     }
     advance(manifest.bytes);
     let (fs, dir) = (Arc::clone(&env.fs), work.join("tables"));
-    blocking(move || fs.sync_dir(&dir).map_err(|e| mainstay_engine::Error::io("sync", &dir, e).into())).await?;
+    blocking(move || fs.sync_dir(&dir).map_err(|e| Error::not_synced(&dir, e))).await?;
     Ok(bytes.to_vec())
 }
 

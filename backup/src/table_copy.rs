@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use mainstay_engine::ClusterId;
 use mainstay_engine::fs::{Fs, OpenMode};
+use mainstay_engine::store::final_if_sync;
 use mainstay_engine::table::TableFile;
 
 use crate::base::{PART_BYTES, blocking};
@@ -20,7 +21,8 @@ use crate::repository::names::{ContentHash, ObjectName};
 ///
 /// # Errors
 /// `NoRepository`, `ForeignCluster` for another cluster's repository, `Damaged` when the object is not what its name
-/// says, the store's, the file's. Remove `to` then.
+/// says, the store's, the file's. Remove `to` then. The engine's `Stopped` after a failed sync, which ends the process: it
+/// is one that has a store open on this disk \[I3\].
 pub async fn copy_table(
     repository: &Repository,
     cluster: ClusterId,
@@ -34,9 +36,14 @@ pub async fn copy_table(
     if access.size(&ObjectName::Table(hash)).await?.is_none() {
         return Ok(false);
     }
-    let fs = Arc::clone(&repository.env().fs);
-    fetch(&access, fs, to, hash, table.bytes, &progress).await?;
-    Ok(true)
+    let env = repository.env();
+    match fetch(&access, Arc::clone(&env.fs), to, hash, table.bytes, &progress).await {
+        Ok(()) => Ok(true),
+        Err(Error::NotSynced { source, .. }) => {
+            Err(final_if_sync(env, mainstay_engine::Error::failed_sync(to, source)).into())
+        }
+        Err(e) => Err(e),
+    }
 }
 
 /// Fetches the object of this hash and size into the new file `path`, and syncs it.
@@ -81,5 +88,5 @@ pub(crate) async fn fetch(
     if hash.finalize() != blake3.0 {
         return Err(Error::damaged(name, "its bytes do not have the hash in its name"));
     }
-    blocking(move || file.sync_data().map_err(|e| mainstay_engine::Error::io("sync", &path, e).into())).await
+    blocking(move || file.sync_data().map_err(|e| Error::not_synced(&path, e))).await
 }

@@ -301,12 +301,17 @@ impl ObjectStore for FaultStore {
 
 /// A repository on `store`, with retries that do not wait.
 pub(crate) fn repository(store: &Arc<FaultStore>) -> Repository {
+    repository_in(store, Env::real())
+}
+
+/// The same in that world.
+pub(crate) fn repository_in(store: &Arc<FaultStore>, env: Env) -> Repository {
     let policy = RetryPolicy {
         retries: store.retries.load(Ordering::Relaxed),
         min_delay: Duration::from_micros(1),
         max_delay: Duration::from_micros(2),
     };
-    Repository::on_store(Arc::clone(store) as Arc<dyn ObjectStore>, "memory://test", Env::real(), policy)
+    Repository::on_store(Arc::clone(store) as Arc<dyn ObjectStore>, "memory://test", env, policy)
 }
 
 /// What a restore replayed, kept outside so that tests can look at it.

@@ -247,6 +247,18 @@ impl Error {
         }
     }
 
+    /// A sync that failed, which is final whatever the operating system says \[I3\]: never a shortage that passes.
+    #[must_use]
+    pub fn failed_sync(path: &Path, source: io::Error) -> Self {
+        Error::Io { action: "sync", path: path.to_owned(), source }
+    }
+
+    /// Whether this is a failed sync: the file may read well and be lost, and no second sync of it proves anything.
+    #[must_use]
+    pub fn is_failed_sync(&self) -> bool {
+        matches!(self, Error::Io { action: "sync", .. })
+    }
+
     /// Whether room or another open file was wanting: nothing of the work was done, and it is worth trying again by
     /// itself after a while.
     #[must_use]

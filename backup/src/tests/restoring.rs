@@ -263,3 +263,44 @@ async fn a_single_table_is_copied_out_by_its_hash_or_said_not_to_be_there() {
     let refused = copy_table(&repository(&store), CLUSTER, &table, &to("e"), |_| ()).await;
     assert!(matches!(refused, Err(Error::Damaged { .. })), "{refused:?}");
 }
+
+/// Files of a disk that does not sync may read well: no restore is made of them, and a node that copies one goes no further.
+#[tokio::test]
+async fn a_failed_sync_is_no_full_disk_and_leaves_no_restore() {
+    use mainstay_engine::clock::SimClock;
+    use mainstay_engine::fs::sim::{FaultKind, OpClass, SimFs};
+    use mainstay_engine::{CommitTs, Env};
+
+    let (store, _) = archived().await;
+    let p = plan(&repository(&store), Target::Latest, None).await.unwrap();
+    let dir = std::path::Path::new("/here/data");
+    for class in [OpClass::SyncData, OpClass::SyncDir] {
+        for kind in [FaultKind::Eio, FaultKind::NoSpace] {
+            for nth in 1.. {
+                let fs = SimFs::new(nth);
+                let (env, _) = Env::sim(Arc::clone(&fs), SimClock::new(CommitTs(1)), nth);
+                fs.fail_nth(class, nth, kind);
+                let repository = crate::testing::repository_in(&store, env.clone());
+                let restored = execute(&repository, &p, dir, Replayed::default(), &RestoreOptions::default()).await;
+                let Err(error) = restored else {
+                    // The marker and two tables; the working directory twice, its tables, and where it becomes the store.
+                    assert_eq!(nth, if class == OpClass::SyncData { 4 } else { 5 }, "{class:?} {kind:?}");
+                    break;
+                };
+                assert!(matches!(error, Error::NotSynced { .. }), "{class:?} {kind:?} {nth}: {error}");
+                assert!(!env.fs.exists(dir).unwrap(), "{class:?} {kind:?} {nth}: it looks like a restore");
+            }
+            let fs = SimFs::new(1);
+            let (env, fatal) = Env::sim(Arc::clone(&fs), SimClock::new(CommitTs(1)), 1);
+            let repository = crate::testing::repository_in(&store, env);
+            let bytes = b"table one";
+            let table =
+                TableFile { id: 1, bytes: bytes.len() as u64, blake3: *blake3::hash(bytes).as_bytes(), entries: 0 };
+            fs.fail_nth(OpClass::SyncData, 1, kind);
+            let refused = copy_table(&repository, CLUSTER, &table, std::path::Path::new("/copy"), |_| ()).await;
+            assert!(matches!(refused, Err(Error::Engine(mainstay_engine::Error::Stopped(_)))), "{refused:?}");
+            let told = fatal.messages();
+            assert!(told.len() == 1 && told[0].contains("cannot sync /copy"), "{told:?}");
+        }
+    }
+}

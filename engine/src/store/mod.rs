@@ -164,8 +164,9 @@ pub(crate) fn end_attempt(env: &Env, dir: &Path) -> Result<()> {
     }
 }
 
-/// A failed sync is final also while a store is made or opened \[I3\]: the next look may find whole what is lost.
-pub(crate) fn final_if_sync(env: &Env, e: Error) -> Error {
+/// A failed sync ends the process also while a store is made, opened, fetched or moved \[I3\]: the next look may find
+/// whole what is lost. Gives back what it was, or `Stopped`.
+pub fn final_if_sync(env: &Env, e: Error) -> Error {
     match e {
         Error::Io { action: "sync", path, source } => {
             let why = format!("cannot sync {}: {source}", path.display());
