@@ -143,7 +143,7 @@ async fn data_that_was_set_aside_is_moved_back_as_the_node_says() {
     let data = three.cluster.node(3).data.clone();
     // The manifest goes last.
     let aside = eventually(|| set_aside(&data), |found| found.iter().any(|p| p.join("manifest").exists())).remove(0);
-    let back = format!("IDENTITY by then, move what is in {} to {}", aside.display(), data.display());
+    let back = format!("(if it is not, remove nothing); move what is in {} to {}", aside.display(), data.display());
     let status = eventually(
         || json(&["status", "--endpoints", &three.addr[2]], &[0, 3]),
         |s| s["nodes"][0]["trouble"].as_str().is_some_and(|t| t.contains("seeding from node 1") && t.contains(&back)),

@@ -93,6 +93,14 @@ impl Core {
         vec![Effect::Persist(self.promise.clone()), Effect::RoleChanged]
     }
 
+    /// Which replicas have answered this round of reads, or a later one, in the present reign: each was there after the
+    /// round began, and had not sealed for a newer epoch.
+    #[must_use]
+    pub fn answered(&self, round: u64) -> Vec<NodeId> {
+        let Role::Primary(reign) = &self.role else { return Vec::new() };
+        reign.rounds.iter().filter(|(_, r)| **r >= round).map(|(node, _)| *node).collect()
+    }
+
     /// Whether the nodes connected now could commit a record.
     #[must_use]
     pub fn can_commit(&self) -> bool {

@@ -6,19 +6,24 @@
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use mainstay_engine::Lsn;
 use mainstay_engine::store::Store;
+use mainstay_engine::{Epoch, Lsn};
 use tokio::time::Instant;
 
 use super::{Driver, SeedRequest};
 use crate::rule::NodeId;
 
-/// Silence of a replica that was granted a seed and is not being sent one, after which it counts as away like others:
-/// longer than a node takes from one life to the next.
+/// Silence of a replica that was granted a seed, after which it counts as away like others: longer than a node takes from
+/// one life to the next. One that takes parts of a checkpoint is not silent.
 const LAPSE: Duration = Duration::from_secs(120);
-/// How long replicas may take to acknowledge what was committed when the question came.
+/// How long replicas may take to answer the question, and to acknowledge what was committed when it came.
 const CATCH_UP: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// The answer of a node that does not lead.
+pub(super) const NOT_PRIMARY: &str = "it is not the primary any more; `mainstay status` shows who is";
+const UNCONFIRMED: &str = "it cannot tell whether it is still the primary, for too few nodes answer it; `mainstay status` \
+                           shows who is away, or who leads by now";
 
 /// A seed that was granted.
 #[derive(Clone, Copy, Debug)]
@@ -36,13 +41,11 @@ struct Grant {
 #[derive(Debug, Default)]
 pub(super) struct Seeds {
     grant: Option<Grant>,
-    /// Who is being sent a checkpoint, once for each that is on its way.
-    sending: Vec<NodeId>,
 }
 
 impl Seeds {
     fn under_way(&self, now: Duration) -> Option<NodeId> {
-        let heard_of = |g: &&Grant| self.sending.contains(&g.node) || now.saturating_sub(g.heard) < LAPSE;
+        let heard_of = |g: &&Grant| now.saturating_sub(g.heard) < LAPSE;
         self.grant.as_ref().filter(heard_of).map(|g| g.node)
     }
 
@@ -95,39 +98,53 @@ impl Driver {
         }
     }
 
-    /// A checkpoint is on its way to `node` while this lives.
+    /// A checkpoint is on its way to `node`.
     pub(super) fn sending(self: &Arc<Self>, node: NodeId) -> Sending {
-        self.seeds().sending.push(node);
-        Sending { driver: Arc::clone(self), node }
+        let sending = Sending { driver: Arc::clone(self), node };
+        sending.goes_on();
+        sending
     }
 
-    /// Whether what is committed now is held, without `node`, by as many as the mode asks for, and by another one than
-    /// this primary. Replicas that are there get a moment to acknowledge it.
+    /// Whether the replica that asks may give its data up now: this node still leads `epoch`, by the word of enough nodes
+    /// to rule another primary out, and, unless fewer are accepted, what is committed now is held without that replica
+    /// by as many as the mode asks for, and by another one than this primary. Only who answers a question of now counts: a
+    /// node without power looks connected for a while. All get a moment for that.
     ///
     /// # Errors
     /// In words, with what to do.
-    pub(super) async fn enough_without(&self, node: NodeId, store: &Store) -> Result<(), String> {
+    pub(super) async fn can_spare(&self, request: &SeedRequest, store: &Store, epoch: Epoch) -> Result<(), String> {
         let (committed, end) = (store.committed().get(), Instant::now() + CATCH_UP);
+        let (node, round) = (request.node, self.begin_round());
         loop {
-            let holders = self.holders_without(node, store, committed);
-            let rule = self.rule();
+            let (leads, answered, rule) = {
+                let core = self.core();
+                (core.leads(), core.answered(round), core.rule().clone())
+            };
+            if leads != Some(epoch) {
+                return Err(NOT_PRIMARY.into());
+            }
+            let confirmed = rule.confirms_reads(rule.set(answered.iter().copied().chain([self.settings.me])));
+            let holders = self.holders_without(node, store, committed, &answered);
             let commits = rule.committed(rule.set(holders.iter().copied()));
-            if commits && holders.iter().any(|n| *n != self.settings.me) {
+            let enough = commits && holders.iter().any(|n| *n != self.settings.me);
+            if confirmed && (enough || request.accept_fewer) {
                 return Ok(());
             }
             if Instant::now() >= end {
-                return Err(too_few(node, &holders, commits, &rule.mode().to_string()));
+                let few = || too_few(node, &holders, commits, &rule.mode().to_string());
+                return Err(if confirmed { few() } else { UNCONFIRMED.into() });
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
     }
 
-    /// Who is known to have everything up to `lsn` durable now: this node and replicas that are connected.
-    fn holders_without(&self, node: NodeId, store: &Store, lsn: Lsn) -> Vec<NodeId> {
+    /// Who is known to have everything up to `lsn` durable now: this node, and replicas that are among those that
+    /// `answered` and are connected.
+    fn holders_without(&self, node: NodeId, store: &Store, lsn: Lsn, answered: &[NodeId]) -> Vec<NodeId> {
         let away = self.being_seeded();
         let peers = self.peers();
-        let replicas =
-            peers.iter().filter(|(n, p)| p.connected && p.durable >= lsn && **n != node && Some(**n) != away);
+        let there = |n: &NodeId| *n != node && Some(*n) != away && answered.contains(n);
+        let replicas = peers.iter().filter(|(n, p)| there(n) && p.connected && p.durable >= lsn);
         let own = (store.durable().get() >= lsn).then_some(self.settings.me);
         replicas.map(|(n, _)| *n).chain(own).collect()
     }
@@ -161,14 +178,12 @@ pub(super) struct Sending {
     node: NodeId,
 }
 
-impl Drop for Sending {
-    fn drop(&mut self) {
+impl Sending {
+    /// The node asked for it, or took a part. Else the grant lapses although there is a transfer: the disk that it goes
+    /// to may hang for ever.
+    pub(super) fn goes_on(&self) {
         let now = self.driver.env.clock.monotonic();
-        let mut seeds = self.driver.seeds();
-        if let Some(at) = seeds.sending.iter().position(|n| *n == self.node) {
-            seeds.sending.swap_remove(at);
-        }
-        if let Some(grant) = seeds.grant.as_mut().filter(|g| g.node == self.node) {
+        if let Some(grant) = self.driver.seeds().grant.as_mut().filter(|g| g.node == self.node) {
             grant.heard = now;
         }
     }
@@ -222,24 +237,30 @@ mod tests {
     }
 
     #[test]
-    fn a_seed_lapses_when_nothing_is_heard_of_it_and_nothing_is_sent() {
+    fn a_seed_lapses_when_nothing_is_heard_of_it_and_no_part_is_taken() {
         let (primary, clock) = primary();
+        let short = LAPSE - Duration::from_millis(1);
         primary.grant(&asks(2), Lsn(10)).unwrap();
         let sending = primary.sending(NodeId(2));
-        clock.advance(LAPSE * 3);
-        assert!(primary.grant(&asks(3), Lsn(10)).is_err(), "it is being sent");
-        drop(sending);
-        clock.advance(LAPSE - Duration::from_millis(1));
-        assert!(primary.grant(&asks(3), Lsn(10)).is_err(), "it was sent a moment ago");
+        for _ in 0..3 {
+            clock.advance(short);
+            assert!(primary.grant(&asks(3), Lsn(10)).is_err(), "it is being sent");
+            sending.goes_on();
+        }
+        clock.advance(short);
         primary.heard_of_seed(NodeId(2), 5, Lsn(1));
-        clock.advance(LAPSE - Duration::from_millis(1));
+        clock.advance(short);
         assert!(primary.grant(&asks(3), Lsn(10)).is_err(), "it catches up");
-        // Another one, new and with no end of it, keeps the grant from nobody.
-        let _others = primary.sending(NodeId(4));
-        drop(primary.sending(NodeId(4)));
+        // Another one, new and with no end of it, keeps the grant from nobody. Nor does the one that takes nothing more.
+        primary.sending(NodeId(4)).goes_on();
         clock.advance(Duration::from_millis(1));
         primary.grant(&asks(3), Lsn(10)).unwrap();
         assert!(primary.grant(&asks(2), Lsn(10)).unwrap_err().contains("node 3 is being seeded"));
+        // The disk is back, and another one's turn by now.
+        sending.goes_on();
+        clock.advance(LAPSE);
+        primary.grant(&asks(2), Lsn(10)).unwrap();
+        drop(sending);
     }
 
     /// The answer was lost on its way: the replica goes on as before.

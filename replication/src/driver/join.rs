@@ -4,9 +4,10 @@
 
 use std::sync::Arc;
 
-use mainstay_engine::store::{Identity, Store};
+use mainstay_engine::store::{Identity, Store, final_if_sync};
 use mainstay_engine::{ClusterId, Error, Lsn, Result};
 
+use super::seed::NotSeeded;
 use super::{Driver, RETRY, RoleName, SealReply, SealRequest, blocking, seed};
 use crate::rule::NodeId;
 
@@ -81,6 +82,18 @@ impl Driver {
         let replies = self.ask_all().await;
         let holders: Vec<&(NodeId, SealReply)> = replies.iter().filter(|(_, r)| r.cluster != ClusterId(0)).collect();
         if let Some((_, newest)) = holders.iter().max_by_key(|(_, r)| r.epoch) {
+            let sealed = self.promise().sealed;
+            if newest.epoch < sealed {
+                // Whoever leads there may not know yet that it was replaced, and lack what this node acknowledged since.
+                let text = format!(
+                    "this node has no data, and sealed for epoch {sealed}, but the newest that its peers know is epoch {}: its \
+                     primary may have been replaced. If nobody leads epoch {sealed}, promote a node other than that \
+                     primary, and this one will be seeded",
+                    newest.epoch
+                );
+                self.waits_for_a_seed(text).await?;
+                return Ok(None);
+            }
             let primary = newest.primary.filter(|p| *p != self.settings.me);
             let Some(primary) = primary else {
                 let text = format!(
@@ -92,8 +105,14 @@ impl Driver {
             };
             return match self.seed_from(primary, newest.cluster).await {
                 Ok(store) => Ok(Some(store)),
+                // No further attempt: the disk may have lost what the next one finds in its place \[I3\].
+                Err(NotSeeded::Own(e)) if e.is_failed_sync() => Err(final_if_sync(&self.env, e)),
+                Err(NotSeeded::Own(e @ Error::Stopped(_))) => Err(e),
                 Err(e) => {
-                    let why = if let Error::Stopped(why) = e { why } else { e.to_string() };
+                    let why = match e {
+                        NotSeeded::Peer(why) => why,
+                        NotSeeded::Own(e) => e.to_string(),
+                    };
                     self.waits_for_a_seed(format!("seeding from node {primary}: {why}")).await?;
                     Ok(None)
                 }
@@ -135,5 +154,150 @@ impl Driver {
             all.push(answer);
         }
         all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::Duration;
+
+    use mainstay_engine::batch::Batch;
+    use mainstay_engine::clock::SimClock;
+    use mainstay_engine::env::SimFatal;
+    use mainstay_engine::fs::sim::{FaultKind, OpClass, SimFs};
+    use mainstay_engine::store::Durability;
+    use mainstay_engine::{CommitTs, Env, Epoch, Options};
+    use tokio::sync::mpsc;
+
+    use super::super::fake::Nobody;
+    use super::super::{CheckpointPart, Settings};
+    use super::*;
+    use crate::rule::{Mode, Rule};
+
+    struct Node {
+        fs: Arc<SimFs>,
+        fatal: SimFatal,
+        peers: Arc<Nobody>,
+        driver: Arc<Driver>,
+    }
+
+    fn node(me: u64) -> Node {
+        let (fs, dir) = (SimFs::new(me), Path::new("data"));
+        fs.prepare_dir(dir).unwrap();
+        let (env, fatal) = Env::sim(Arc::clone(&fs), SimClock::new(CommitTs(1)), me);
+        let settings = Settings {
+            me: NodeId(me),
+            configured_primary: NodeId(1),
+            rule: Rule::new(Mode::Quorum, [1, 2, 3].map(NodeId).to_vec(), NodeId(1), 1).unwrap(),
+            dir: dir.to_owned(),
+            options: Options::tiny(),
+            client_addr: String::new(),
+        };
+        let peers = Arc::new(Nobody::default());
+        let driver = Driver::new(env, settings, Arc::clone(&peers) as Arc<_>).unwrap();
+        Node { fs, fatal, peers, driver }
+    }
+
+    /// Node 1 with the store of a cluster, which has a few tables.
+    fn with_tables() -> (Node, Arc<Store>) {
+        let node = node(1);
+        let driver = &node.driver;
+        let identity = Identity::random(&driver.env);
+        let store =
+            Store::create(driver.env.clone(), &driver.settings.dir, &driver.settings.options, identity).unwrap();
+        for key in [b"a", b"b"] {
+            let mut batch = Batch::new();
+            batch.put(key, b"v").unwrap();
+            store.write(&batch, &[], Durability::Synced).unwrap();
+            store.tree().flush_all().unwrap();
+        }
+        (node, Arc::new(store))
+    }
+
+    /// All parts of a checkpoint, and its cluster.
+    async fn checkpoint() -> (ClusterId, Vec<CheckpointPart>) {
+        let (node, store) = with_tables();
+        let mut sent = node.driver.send_checkpoint(Arc::clone(&store), NodeId(3), Duration::from_secs(60));
+        let mut parts = Vec::new();
+        while let Some(part) = sent.recv().await {
+            parts.push(part.unwrap());
+        }
+        (store.identity().cluster, parts)
+    }
+
+    /// Lets `node` hear of a primary, node 1, in that epoch, and get these parts from it.
+    fn offer(node: &Node, epoch: Epoch, cluster: ClusterId, parts: &[CheckpointPart]) {
+        let reply = SealReply { epoch, cluster, primary: Some(NodeId(1)), ..SealReply::default() };
+        node.peers.replies.lock().unwrap().push((NodeId(1), reply));
+        let (tx, rx) = mpsc::channel(parts.len());
+        for part in parts {
+            tx.try_send(Ok(part.clone())).unwrap();
+        }
+        node.peers.checkpoints.lock().unwrap().push(rx);
+    }
+
+    /// Whatever sync of a seed fails, this process tries nothing more with that disk.
+    #[tokio::test]
+    async fn a_failed_sync_of_a_seed_is_final() {
+        let (cluster, parts) = checkpoint().await;
+        for (class, kind) in [
+            (OpClass::SyncData, FaultKind::Eio),
+            (OpClass::SyncDir, FaultKind::Eio),
+            (OpClass::SyncData, FaultKind::NoSpace),
+            (OpClass::SyncDir, FaultKind::NoSpace),
+        ] {
+            for nth in 1.. {
+                let node = node(3);
+                offer(&node, Epoch(1), cluster, &parts);
+                node.fs.fail_nth(class, nth, kind);
+                let ended = node.driver.create_or_seed().await;
+                if matches!(ended, Ok(Some(_))) {
+                    assert!(nth > 3, "{class:?} {kind:?}: {nth}");
+                    break;
+                }
+                let trouble = node.driver.role().borrow().trouble.clone().unwrap_or_default();
+                if ended.is_ok() && trouble.contains("disk full while writing data/log") {
+                    // A new segment that found no room is made again, under another name.
+                    continue;
+                }
+                assert!(ended.is_err(), "{class:?} {kind:?} {nth}: it tries again: {trouble}");
+                let told = node.fatal.messages();
+                assert!(told.len() == 1 && told[0].contains("cannot sync"), "{class:?} {kind:?} {nth}: {told:?}");
+            }
+        }
+    }
+
+    /// Else each attempt would end there, and nobody would know whose disk it was.
+    #[tokio::test]
+    async fn a_bad_sector_that_a_seed_comes_to_is_damage_of_the_primary() {
+        let (node, store) = with_tables();
+        for nth in 1..1000 {
+            node.fs.fail_nth(OpClass::Read, nth, FaultKind::Eio);
+        }
+        let mut sent = node.driver.send_checkpoint(Arc::clone(&store), NodeId(3), Duration::from_secs(60));
+        let why = loop {
+            if let Err(why) = sent.recv().await.unwrap() {
+                break why;
+            }
+        };
+        node.fs.clear_faults();
+        assert!(why.contains("cannot read data/tables/"), "{why}");
+        assert_eq!(store.tree().damaged_tables().len(), 1);
+    }
+
+    /// The newest primary that is heard of was replaced in the epoch that this node promised for, and does not know it.
+    #[tokio::test]
+    async fn a_node_without_data_is_not_seeded_by_an_epoch_older_than_it_sealed() {
+        let (cluster, parts) = checkpoint().await;
+        let node = node(3);
+        node.driver.hear_of(Epoch(5), Some(NodeId(2))).unwrap();
+        offer(&node, Epoch(4), cluster, &parts);
+        assert!(node.driver.create_or_seed().await.unwrap().is_none());
+        let trouble = node.driver.role().borrow().trouble.clone().unwrap();
+        assert!(trouble.contains("sealed for epoch 5") && trouble.contains("epoch 4"), "{trouble}");
+        node.peers.replies.lock().unwrap().clear();
+        offer(&node, Epoch(5), cluster, &parts);
+        assert!(node.driver.create_or_seed().await.unwrap().is_some());
     }
 }

@@ -9,18 +9,19 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mainstay_engine::fs::{File, OpenMode, read_exact_at};
+use mainstay_engine::fs::OpenMode;
+use mainstay_engine::store::final_if_sync;
 use mainstay_engine::table::TableFile;
 use mainstay_engine::{ClusterId, Error, Result};
 use tokio::sync::mpsc;
 
+use super::outgoing::PATIENCE;
 use super::{Driver, RoleName, SeedOffer, SeedRequest, TransportError, blocking};
+use crate::core::Promise;
 use crate::rule::NodeId;
 
 pub use transfer::Patience;
 
-/// Read and sent at a time, in bytes.
-const PART_BYTES: u64 = 1 << 20;
 /// Silence after which a transfer is given up.
 const PART_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest wait for the primary's word on a seed.
@@ -31,7 +32,7 @@ impl Driver {
     /// from, or why each of them did not give it; then there is no file.
     ///
     /// # Errors
-    /// Those of writing `to`.
+    /// Those of writing `to`; `Stopped` after a failed sync, which ends the process.
     pub async fn fetch_table(
         self: &Arc<Self>,
         table: &TableFile,
@@ -46,6 +47,7 @@ impl Driver {
                     self.remove(to).await?;
                 }
                 Err(e) => {
+                    let e = final_if_sync(&self.env, e);
                     self.remove(to).await?;
                     return Err(e);
                 }
@@ -88,7 +90,7 @@ impl Driver {
         }
     }
 
-    /// Sends a table of this node to a peer. Whether it is whole is for the receiver to see.
+    /// Sends a table of this node to a peer: parts, or at last why no more come. Whether it is whole is for the receiver to see.
     ///
     /// # Errors
     /// In words, when this node has no such table or belongs to another cluster.
@@ -97,12 +99,12 @@ impl Driver {
         cluster: ClusterId,
         id: u128,
         blake3: [u8; 32],
-    ) -> std::result::Result<mpsc::Receiver<Result<Vec<u8>>>, String> {
+    ) -> std::result::Result<mpsc::Receiver<std::result::Result<Vec<u8>, String>>, String> {
         let store = self.store().ok_or("has no data")?;
         if store.identity().cluster != cluster {
             return Err(format!("belongs to cluster {}, not {cluster}", store.identity().cluster));
         }
-        let served = transfer::serve(Arc::clone(store), id, blake3).await.map_err(|e| e.to_string())?;
+        let served = transfer::serve(Arc::clone(store), id, blake3, PATIENCE).await.map_err(|e| e.to_string())?;
         served.ok_or_else(|| "has no such table".to_owned())
     }
 
@@ -115,6 +117,7 @@ impl Driver {
     pub async fn reseed(self: &Arc<Self>, accept_fewer: bool) -> std::result::Result<NodeId, String> {
         // No promotion begins meanwhile, nor afterwards.
         let _one = self.promoting.lock().await;
+        let promised = self.promise();
         let view = self.role().borrow().clone();
         match (view.role, view.trouble) {
             (RoleName::Primary, _) => {
@@ -137,9 +140,32 @@ impl Driver {
         self.has_room(offer).await?;
         // From this answer on nobody else gets one.
         self.ask_for_seed(primary, SeedRequest { grant: true, ..request }).await?;
-        tracing::warn!(primary = primary.0, "this node's data is given up on request; it will be seeded anew");
-        self.giving_up.send_replace(true);
+        self.give_up(primary, promised).await?;
         Ok(primary)
+    }
+
+    /// Gives the data up, unless something else was promised since: then whoever was promised it may count on this
+    /// data, and the primary that granted the seed may be none.
+    async fn give_up(self: &Arc<Self>, primary: NodeId, promised: Promise) -> std::result::Result<(), String> {
+        let this = Arc::clone(self);
+        let same = blocking(move || {
+            // No promise comes between.
+            let _gate = this.gate();
+            let now = this.promise();
+            let same = (now.sealed, now.primary) == (promised.sealed, promised.primary);
+            if same {
+                tracing::warn!(primary = primary.0, "this node's data is given up on request; it will be seeded anew");
+                this.giving_up.send_replace(true);
+            }
+            Ok(same)
+        });
+        if same.await.map_err(|e| e.to_string())? {
+            return Ok(());
+        }
+        Err(format!(
+            "another promotion began while node {primary}, the primary, was asked for a seed; nothing was given up. See \
+             with `mainstay status` who leads, then try again"
+        ))
     }
 
     async fn ask_for_seed(
@@ -178,29 +204,15 @@ impl Driver {
     }
 }
 
-/// A peer that hangs up ends the transfer; that is its business.
-fn send(file: &dyn File, path: &Path, bytes: u64, tx: &mpsc::Sender<Result<Vec<u8>>>) -> Result<()> {
-    let mut at = 0;
-    while at < bytes {
-        let mut buf = vec![0; usize::try_from(PART_BYTES.min(bytes - at)).unwrap_or_default()];
-        read_exact_at(file, &mut buf, at).map_err(|e| Error::io("read", path, e))?;
-        at += buf.len() as u64;
-        if tx.blocking_send(Ok(buf)).is_err() {
-            return Ok(());
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::Path;
 
     use mainstay_engine::batch::Batch;
     use mainstay_engine::clock::SimClock;
-    use mainstay_engine::fs::sim::SimFs;
+    use mainstay_engine::fs::sim::{FaultKind, OpClass, SimFs};
     use mainstay_engine::store::{Durability, Identity, Store};
-    use mainstay_engine::{CommitTs, Env, Options};
+    use mainstay_engine::{CommitTs, Env, Epoch, Options};
 
     use super::super::fake::Nobody;
     use super::super::{Ended, RoleView, Settings, promise_file};
@@ -263,6 +275,60 @@ mod tests {
             // Granted is what has room: who is refused must not keep others from a seed.
             let grants = [(NodeId(3), false), (NodeId(3), true)];
             assert_eq!(asked, if says.is_none() { &grants[..] } else { &only_asks[..] }, "{answer:?}");
+        }
+    }
+
+    /// Another peer's copy would go to the same disk.
+    #[tokio::test]
+    async fn a_failed_sync_of_a_fetched_table_is_final() {
+        for kind in [FaultKind::Eio, FaultKind::NoSpace] {
+            let (fs, dir) = (SimFs::new(1), Path::new("data"));
+            fs.prepare_dir(dir).unwrap();
+            let (env, fatal) = Env::sim(Arc::clone(&fs), SimClock::new(CommitTs(1)), 1);
+            let settings = Settings {
+                me: NodeId(1),
+                configured_primary: NodeId(1),
+                rule: Rule::new(Mode::Quorum, [1, 2, 3].map(NodeId).to_vec(), NodeId(1), 1).unwrap(),
+                dir: dir.to_owned(),
+                options: Options::tiny(),
+                client_addr: String::new(),
+            };
+            let peers = Arc::new(Nobody::default());
+            let driver = Driver::new(env, settings, Arc::clone(&peers) as Arc<_>).unwrap();
+            for _ in 0..2 {
+                let (tx, rx) = mpsc::channel(1);
+                tx.try_send(Ok(b"a table".to_vec())).unwrap();
+                peers.tables.lock().unwrap().push(rx);
+            }
+            let table = TableFile { id: 7, bytes: 7, blake3: *blake3::hash(b"a table").as_bytes(), entries: 1 };
+            fs.fail_nth(OpClass::SyncData, 1, kind);
+            let fetched = driver.fetch_table(&table, Path::new("data/copy")).await;
+            assert!(matches!(fetched, Err(Error::Stopped(_))), "{fetched:?}");
+            let told = fatal.messages();
+            assert!(told.len() == 1 && told[0].contains("cannot sync data/copy"), "{told:?}");
+            assert_eq!(peers.tables.lock().unwrap().len(), 1, "nobody else was asked");
+        }
+    }
+
+    /// Whoever was promised counts on what is here.
+    #[tokio::test]
+    async fn data_is_not_given_up_when_another_promotion_began_meanwhile() {
+        for primary in [2, 1] {
+            let (node, peers) = replica(u64::MAX >> 1, Ok(SeedOffer::default()));
+            peers.may_answer.forget_permits(usize::MAX);
+            peers.may_answer.add_permits(1);
+            let reseeding = tokio::spawn({
+                let node = Arc::clone(&node);
+                async move { node.reseed(false).await }
+            });
+            while peers.asked.lock().unwrap().last().is_none_or(|r| !r.grant) {
+                tokio::task::yield_now().await;
+            }
+            node.hear_of(Epoch(7), Some(NodeId(primary))).unwrap();
+            peers.may_answer.add_permits(1);
+            let refused = reseeding.await.unwrap().unwrap_err();
+            assert!(refused.contains("another promotion began"), "{refused}");
+            assert!(!*node.giving_up.borrow());
         }
     }
 

@@ -10,6 +10,7 @@ mod grant;
 mod join;
 mod mend;
 mod offer;
+mod outgoing;
 mod promise_file;
 mod reads;
 mod replica;

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use super::grant::NOT_PRIMARY;
 use super::{Driver, SeedOffer, SeedRequest, blocking};
 
 impl Driver {
@@ -12,11 +13,12 @@ impl Driver {
     /// back.
     ///
     /// # Errors
-    /// In words, with what to do: this node is not the primary, or not ready, or of another cluster, or has damaged
+    /// In words, with what to do: this node is not the primary, or cannot tell, or not ready, or of another cluster, or has damaged
     /// tables; another replica is being seeded; too few nodes would be left that hold what is committed.
     pub async fn offer_seed(self: &Arc<Self>, request: SeedRequest) -> Result<SeedOffer, String> {
-        let (Some(store), Some(_)) = (self.store().cloned(), self.core().leads()) else {
-            return Err("it is not the primary any more; `mainstay status` shows who is".into());
+        let leads = self.core().leads();
+        let (Some(store), Some(epoch)) = (self.store().cloned(), leads) else {
+            return Err(NOT_PRIMARY.into());
         };
         let own = store.identity().cluster;
         if request.cluster != own {
@@ -32,7 +34,7 @@ impl Driver {
             );
         }
         self.one_at_a_time(request.node)?;
-        let (from, committed) = (Arc::clone(&store), store.committed().get());
+        let from = Arc::clone(&store);
         // A table's facts may wait for the disk.
         let facts = blocking(move || {
             let tree = from.tree();
@@ -51,12 +53,136 @@ impl Driver {
                 table.file.id, self.settings.client_addr
             ));
         }
-        if !request.accept_fewer {
-            self.enough_without(request.node, &store).await?;
-        }
+        // Last, and with nothing to wait for behind it: a grant stands on what holds now.
+        self.can_spare(&request, &store, epoch).await?;
         if request.grant {
-            self.grant(&request, committed)?;
+            self.grant(&request, store.committed().get())?;
         }
         Ok(SeedOffer { bytes })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use mainstay_engine::batch::Batch;
+    use mainstay_engine::clock::SimClock;
+    use mainstay_engine::fs::sim::SimFs;
+    use mainstay_engine::store::{Durability, Identity, Store};
+    use mainstay_engine::{CommitTs, Env, Epoch, Lsn, Options};
+    use tokio::sync::watch;
+
+    use super::super::fake::Nobody;
+    use super::super::{PeerProgress, Settings};
+    use super::*;
+    use crate::core::{Effect, Event, Reigns, Sealed, Terms};
+    use crate::rule::{Mode, NodeId, Rule};
+
+    const REPLICAS: [NodeId; 2] = [NodeId(2), NodeId(3)];
+
+    /// The primary of three with some data, all of which both replicas have acknowledged; their streams are up.
+    fn primary(mode: Mode) -> (Arc<Driver>, Epoch) {
+        let (fs, dir) = (SimFs::new(1), Path::new("data"));
+        fs.prepare_dir(dir).unwrap();
+        let (env, _) = Env::sim(fs, SimClock::new(CommitTs(1)), 1);
+        let options = Options::tiny();
+        let store = Arc::new(Store::create(env.clone(), dir, &options, Identity::random(&env)).unwrap());
+        let mut batch = Batch::new();
+        batch.put(b"k", b"v").unwrap();
+        store.write(&batch, &[], Durability::Synced).unwrap();
+        let settings = Settings {
+            me: NodeId(1),
+            configured_primary: NodeId(1),
+            rule: Rule::new(mode, [1, 2, 3].map(NodeId).to_vec(), NodeId(1), 1).unwrap(),
+            dir: dir.to_owned(),
+            options,
+            client_addr: String::new(),
+        };
+        let node = Driver::new(env, settings, Arc::new(Nobody::default())).unwrap();
+        node.store.set(Arc::clone(&store)).unwrap();
+        let (last, commit) = node.end_of_log();
+        let step = |event| node.step(event).unwrap();
+        step(Event::Promote { last, commit, speaks: true, terms: Terms::default() });
+        let epoch = node.promise().sealed;
+        for replica in REPLICAS {
+            let sealed = Sealed { node: replica, last, commit, speaks: true, reigns: Reigns::default() };
+            step(Event::SealGranted { epoch, sealed });
+        }
+        let Some(Effect::StartEpoch { rule, .. }) = step(Event::SealsIn).pop() else { panic!("not promoted") };
+        node.core().set_rule(rule);
+        let start = store.append_epoch_start(epoch).unwrap().lsn;
+        store.log().sync_to(start).unwrap();
+        step(Event::EpochStarted { epoch, start });
+        step(Event::Durable(start));
+        for replica in REPLICAS {
+            step(Event::Ack { node: replica, epoch, durable: start, round: 0 });
+            let progress = PeerProgress { connected: true, durable: start, ..PeerProgress::default() };
+            node.peers.lock().unwrap().insert(replica, progress);
+        }
+        store.apply_committed().unwrap();
+        assert_eq!(store.applied().get(), start);
+        (node, epoch)
+    }
+
+    /// These replicas answer rounds from now on, until the answer is dropped.
+    fn answering(node: &Arc<Driver>, epoch: Epoch, who: &'static [NodeId]) -> super::super::AbortOnDrop {
+        let (node, mut asked): (_, watch::Receiver<u64>) = (Arc::clone(node), node.rounds.asked.subscribe());
+        let answers = tokio::spawn(async move {
+            while asked.changed().await.is_ok() {
+                let round = *asked.borrow_and_update();
+                for replica in who {
+                    node.step(Event::Ack { node: *replica, epoch, durable: Lsn(1), round }).unwrap();
+                }
+            }
+        });
+        super::super::AbortOnDrop(answers.abort_handle())
+    }
+
+    fn asks(node: &Driver, accept_fewer: bool) -> SeedRequest {
+        let cluster = node.identity().cluster;
+        SeedRequest { cluster, node: NodeId(3), incarnation: 4, grant: true, accept_fewer }
+    }
+
+    /// Its power is gone, and its stream looks well for some seconds more.
+    #[tokio::test(start_paused = true)]
+    async fn a_copy_counts_only_where_it_answers_now() {
+        for mode in [Mode::Quorum, Mode::Async] {
+            let (node, epoch) = primary(mode);
+            let only_who_asks = answering(&node, epoch, &[NodeId(3)]);
+            let refused = node.offer_seed(asks(&node, false)).await.unwrap_err();
+            assert!(refused.contains("node 1 alone would hold"), "{mode}: {refused}");
+            assert!(node.one_at_a_time(NodeId(2)).is_ok(), "{mode}: nothing was granted");
+            node.offer_seed(asks(&node, true)).await.unwrap();
+            drop(only_who_asks);
+            let _both = answering(&node, epoch, &REPLICAS);
+            node.offer_seed(asks(&node, false)).await.unwrap();
+            assert!(node.one_at_a_time(NodeId(2)).is_err(), "{mode}");
+        }
+    }
+
+    /// Nobody answers: perhaps they follow another one by now, who would have to do with fewer copies than it counts on.
+    #[tokio::test(start_paused = true)]
+    async fn a_primary_that_cannot_tell_whether_it_leads_grants_nothing() {
+        let (node, _) = primary(Mode::Quorum);
+        for accept_fewer in [false, true] {
+            let refused = node.offer_seed(asks(&node, accept_fewer)).await.unwrap_err();
+            assert!(refused.contains("cannot tell whether it is still the primary"), "{refused}");
+        }
+        assert!(node.one_at_a_time(NodeId(2)).is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_primary_that_is_deposed_while_it_looks_grants_nothing() {
+        let (node, epoch) = primary(Mode::Quorum);
+        let mut asked = node.rounds.asked.subscribe();
+        let this = Arc::clone(&node);
+        tokio::spawn(async move {
+            asked.changed().await.unwrap();
+            this.hear_of(epoch.next(), Some(NodeId(2))).unwrap();
+        });
+        let refused = node.offer_seed(asks(&node, true)).await.unwrap_err();
+        assert!(refused.contains("not the primary any more"), "{refused}");
+        assert!(node.one_at_a_time(NodeId(2)).is_ok());
     }
 }

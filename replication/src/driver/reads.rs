@@ -1,4 +1,4 @@
-//! Confirming a reign for reads: rounds that ride on the messages to the replicas.
+//! Confirming a reign for reads, and who is there: rounds that ride on the messages to the replicas.
 //!
 //! Owns: the numbers of the rounds. A round that began after a read arrived, and that enough replicas
 //! answered in the present epoch, proves that nobody else was promoted before the read arrived (the
@@ -42,6 +42,16 @@ impl Rounds {
 }
 
 impl Driver {
+    /// Begins a round: whoever answers it was there after this was called.
+    pub(super) fn begin_round(&self) -> u64 {
+        let mut mine = 0;
+        self.rounds.asked.send_modify(|r| {
+            *r += 1;
+            mine = *r;
+        });
+        mine
+    }
+
     /// Waits until it is proved that no other node had been promoted when this was called; false when
     /// this node does not lead `epoch`. Waits for ever while too few replicas answer.
     pub async fn confirm_reign(&self, epoch: Epoch) -> bool {
@@ -53,11 +63,7 @@ impl Driver {
         if alone {
             return true;
         }
-        let mut mine = 0;
-        self.rounds.asked.send_modify(|r| {
-            *r += 1;
-            mine = *r;
-        });
+        let mine = self.begin_round();
         confirmed.wait_for(|r| *r >= mine).await.is_ok() && self.core().leads() == Some(epoch)
     }
 }

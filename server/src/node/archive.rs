@@ -245,7 +245,7 @@ impl Archive {
         let mut behind: Option<Position> = None;
         loop {
             let (end_tx, end_rx) = watch::channel(false);
-            let archiver = self.archiver(repository, driver, store, view, behind);
+            let archiver = self.archiver(repository, driver, store, view, behind).await;
             *lock(&self.inner.handle) = Some(archiver.handle());
             *lock(&self.inner.ended) = None;
             let running = tokio::spawn(archiver.run(end_rx));
@@ -272,7 +272,7 @@ impl Archive {
         }
     }
 
-    fn archiver(
+    async fn archiver(
         &self,
         repository: &Repository,
         driver: &Driver,
@@ -280,12 +280,11 @@ impl Archive {
         view: &RoleView,
         accept_gap: Option<Position>,
     ) -> Archiver {
-        let options = ArchiverOptions {
-            origin: origin(store),
-            epoch_start: store.log().position_at(view.epoch_start.prev()).ok().flatten(),
-            accept_gap,
-            ..self.inner.options.clone()
-        };
+        let (from, before) = (Arc::clone(store), view.epoch_start.prev());
+        // Where these stand in the log, the disk may have to say.
+        let found = move || (origin(&from), from.log().position_at(before).ok().flatten());
+        let (origin, epoch_start) = tokio::task::spawn_blocking(found).await.unwrap_or_default();
+        let options = ArchiverOptions { origin, epoch_start, accept_gap, ..self.inner.options.clone() };
         Archiver::new(
             repository.clone(),
             self.writer(driver, store, view.epoch),
@@ -323,7 +322,7 @@ impl Archive {
             let text = "no repository is configured; start the server with --repository URL";
             return Err(Failure::new(Code::NoRepository, Class::NeverRetry, text));
         };
-        let behind = if accept_gap { Some(self.keep_behind_gap(driver, &store)?) } else { None };
+        let behind = if accept_gap { Some(self.keep_behind_gap(driver, &store).await?) } else { None };
         let writer = self.writer(driver, &store, store.log().last().epoch);
         let (tx, rx) = mpsc::channel(16);
         let this = self.clone();
@@ -343,7 +342,7 @@ impl Archive {
     }
 
     /// Where archiving will go on behind its gap; from now on the log is kept from there on.
-    fn keep_behind_gap(&self, driver: &Driver, store: &Store) -> Result<Accepted, Failure> {
+    async fn keep_behind_gap(&self, driver: &Driver, store: &Arc<Store>) -> Result<Accepted, Failure> {
         let role = driver.role().borrow().clone();
         if role.role != RoleName::Primary {
             let text = "a gap is accepted at the primary, which archives; this node is not primary";
@@ -356,7 +355,9 @@ impl Archive {
         // Below the cut, so that an object follows at once: with that the gap is accepted by whoever becomes primary.
         let first = store.applied().get();
         *lock(&self.inner.slot) = Some(store.log().slot("archiver", first.prev()));
-        let Ok(Some(after)) = store.log().position_at(first.prev()) else {
+        let from = Arc::clone(store);
+        let found = tokio::task::spawn_blocking(move || from.log().position_at(first.prev()).ok().flatten()).await;
+        let Ok(Some(after)) = found else {
             let text = "the log holds no record that archiving could go on with; write one and repeat";
             return Err(Failure::new(Code::NotReady, Class::NotExecuted, text));
         };

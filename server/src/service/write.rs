@@ -170,7 +170,7 @@ impl Service {
             () = self.until_role_ends(epoch) => Err("this node is no longer the primary"),
         };
         match ended {
-            Ok(()) if self.still_there(epoch, position) => Ok(done()),
+            Ok(()) if self.still_there(epoch, position).await => Ok(done()),
             Ok(()) => Err(self.unknown(position, "another primary took over")),
             Err(why) => Err(self.unknown(position, why)),
         }
@@ -178,12 +178,14 @@ impl Service {
 
     /// The watermark passed the LSN; was it with this record? A later reign may have written another
     /// one under the same number.
-    fn still_there(&self, epoch: Epoch, position: &Position) -> bool {
+    async fn still_there(&self, epoch: Epoch, position: &Position) -> bool {
         if self.primary().is_ok_and(|(_, now, _)| now == epoch) {
             return true;
         }
-        let found = self.store().ok().and_then(|s| s.log().position_at(position.lsn).ok().flatten());
-        found.is_some_and(|p| p.epoch == position.epoch && p.chain == position.chain)
+        let Ok(store) = self.store().cloned() else { return false };
+        let lsn = position.lsn;
+        let found = tokio::task::spawn_blocking(move || store.log().position_at(lsn).ok().flatten()).await;
+        found.ok().flatten().is_some_and(|p| p.epoch == position.epoch && p.chain == position.chain)
     }
 }
 

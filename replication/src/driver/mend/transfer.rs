@@ -8,15 +8,18 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mainstay_engine::fs::{File, OpenMode};
+use mainstay_engine::fs::{File, OpenMode, read_exact_at};
 use mainstay_engine::store::Store;
 use mainstay_engine::table::TableFile;
 use mainstay_engine::{Error, Result};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::super::outgoing::{Outgoing, Parts, outgoing};
 use super::{PART_TIMEOUT, TransportError, blocking};
 
+/// Read and sent at a time, in bytes.
+const PART_BYTES: u64 = 1 << 20;
 /// Who sends fewer bytes a second is not waited for.
 const RATE_MIN: u64 = 64 << 10;
 
@@ -93,11 +96,11 @@ pub(super) async fn receive(
         return Ok(Err("sent a damaged copy".into()));
     }
     let path = path.to_owned();
-    blocking(move || file.sync_data().map_err(|e| Error::io("sync", &path, e))).await?;
+    blocking(move || file.sync_data().map_err(|e| Error::failed_sync(&path, e))).await?;
     Ok(Ok(()))
 }
 
-/// Begins to send a table, in parts. Whether it is whole is for the receiver to see. `None` when there is no such table.
+/// Begins to send a table, in parts; a peer that takes none for that long is given up. Whether it is whole is for the receiver to see. `None` when there is no such table.
 ///
 /// # Errors
 /// When the node is stopping.
@@ -105,7 +108,8 @@ pub(super) async fn serve(
     store: Arc<Store>,
     id: u128,
     blake3: [u8; 32],
-) -> Result<Option<mpsc::Receiver<Result<Vec<u8>>>>> {
+    patience: Duration,
+) -> Result<Option<Parts<Vec<u8>>>> {
     // Whoever changes the manifest holds its lock while the disk syncs. Held to the end of the transfer: the file stays.
     let (store, pinned) = blocking(move || {
         let pinned = store.tree().pinned_tables();
@@ -116,18 +120,35 @@ pub(super) async fn serve(
         return Ok(None);
     };
     let (fs, path) = (Arc::clone(&store.env().fs), store.tree().table_path(id));
-    let (tx, rx) = mpsc::channel(4);
+    let (out, peer) = outgoing(patience, || ());
     tokio::task::spawn_blocking(move || {
         let _pinned = pinned;
-        let sent = fs
-            .open(&path, OpenMode::Read)
-            .map_err(|e| Error::io("open", &path, e))
-            .and_then(|file| super::send(&*file, &path, table.bytes, &tx));
-        if let Err(e) = sent {
-            let _ = tx.blocking_send(Err(e));
-        }
+        let file = fs.open(&path, OpenMode::Read).map_err(|e| Error::io("open", &path, e).to_string());
+        let sent = file.and_then(|file| send(&store, &*file, &path, table.bytes, &out));
+        out.end(sent);
     });
-    Ok(Some(rx))
+    Ok(Some(peer))
+}
+
+fn send(
+    store: &Store,
+    file: &dyn File,
+    path: &Path,
+    bytes: u64,
+    out: &Outgoing<Vec<u8>>,
+) -> std::result::Result<(), String> {
+    let mut at = 0;
+    while at < bytes {
+        let mut buf = vec![0; usize::try_from(PART_BYTES.min(bytes - at)).unwrap_or_default()];
+        read_exact_at(file, &mut buf, at).map_err(|e| {
+            let met = Error::io("read", path, e);
+            store.scrub_after(&met);
+            met.to_string()
+        })?;
+        at += buf.len() as u64;
+        out.hand(buf)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -137,7 +158,7 @@ mod tests {
     use mainstay_engine::clock::SimClock;
     use mainstay_engine::exec::Progress;
     use mainstay_engine::fs::Fs;
-    use mainstay_engine::fs::sim::SimFs;
+    use mainstay_engine::fs::sim::{FaultKind, OpClass, SimFs};
     use mainstay_engine::store::{Durability, Identity};
     use mainstay_engine::{CommitTs, Env, Options};
 
@@ -223,7 +244,7 @@ mod tests {
             drop(stall);
             in_time
         });
-        let sending = tokio::spawn(serve(Arc::clone(&store), table.id, table.blake3));
+        let sending = tokio::spawn(serve(Arc::clone(&store), table.id, table.blake3, LONG));
         tokio::task::yield_now().await;
         assert!(!sending.is_finished());
         done.send(()).unwrap();
@@ -235,6 +256,15 @@ mod tests {
             bytes.extend(part.unwrap());
         }
         assert_eq!(*blake3::hash(&bytes).as_bytes(), table.blake3);
-        assert!(serve(store, table.id + 1, table.blake3).await.unwrap().is_none());
+        assert!(serve(Arc::clone(&store), table.id + 1, table.blake3, LONG).await.unwrap().is_none());
+        // Sectors that the disk does not give are this node's own damage, whoever asked for them.
+        for nth in 1..1000 {
+            fs.fail_nth(OpClass::Read, nth, FaultKind::Eio);
+        }
+        let mut parts = serve(Arc::clone(&store), table.id, table.blake3, LONG).await.unwrap().expect("it is there");
+        let why = parts.recv().await.unwrap().unwrap_err();
+        fs.clear_faults();
+        assert!(why.contains("cannot read"), "{why}");
+        assert_eq!(store.tree().damaged_tables().iter().map(|t| t.file.id).collect::<Vec<_>>(), [table.id]);
     }
 }
