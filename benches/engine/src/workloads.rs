@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use hdrhistogram::Histogram;
 
 use crate::Options;
@@ -23,6 +23,8 @@ overwrite,deleterandom,durable-1,durable-4,durable-16,durable-64";
 const ONLY_READ: [&str; 6] = ["readrandom", "readrandom-2", "readmissing", "seekrandom", "scan", "ycsb-c"];
 /// One operation of so many is timed, or the clock would be a good part of the fast ones.
 const SAMPLED: u64 = 16;
+/// Checkpoints that are timed.
+const CHECKPOINTS: u64 = 5;
 /// Reads of a store that is larger than the cache, by each number of threads.
 const LARGER_READS: u64 = 3_000_000;
 /// Writes after which a process is killed: with values of 1 KiB no memtable is full by then.
@@ -169,8 +171,32 @@ impl Run<'_> {
             let name = if threads == 1 { "larger-read" } else { "larger-read-2" };
             Self::print(&self.line(&*engine, name, &timed))?;
         }
+        self.checkpoints(&*engine, &dir)?;
         drop(engine);
         self.open_killed(&dir.join("larger"))
+    }
+
+    /// Checkpoints of a store that was written to since the one before.
+    fn checkpoints(&self, engine: &dyn Engine, dir: &Path) -> Result<()> {
+        let (mut time, mut latency) = (Duration::ZERO, Histogram::new(3)?);
+        let (mut v, mut random) = (Vec::new(), Random::new(self.options.seed, 1));
+        for n in 0..CHECKPOINTS {
+            for k in 0..100 {
+                value(&mut v, k, self.options.value_bytes, &mut random);
+                engine.put(&key(k), &v)?;
+            }
+            let to = dir.join("checkpoint");
+            let start = Instant::now();
+            if !engine.checkpoint(&to)? {
+                return Ok(());
+            }
+            let took = start.elapsed();
+            time += took;
+            latency.record(took.as_nanos() as u64)?;
+            std::fs::remove_dir_all(&to).with_context(|| format!("checkpoint {n}"))?;
+        }
+        let timed = Timed { ops: CHECKPOINTS, time, latency, beside: 0 };
+        Self::print(&self.line(engine, "larger-checkpoint", &timed))
     }
 
     /// Opens a store whose process was killed amid writing.

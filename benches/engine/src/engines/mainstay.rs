@@ -101,6 +101,11 @@ impl Engine for Mainstay {
         Ok(())
     }
 
+    fn checkpoint(&self, to: &Path) -> Result<bool> {
+        self.store.checkpoint(to)?;
+        Ok(true)
+    }
+
     fn history_bytes(&self) -> u64 {
         self.store.stats().tree.history.bytes
     }

@@ -35,6 +35,11 @@ pub trait Engine: Send + Sync {
     fn scan(&self, from: &[u8], limit: usize, see: &mut dyn FnMut(&[u8], &[u8])) -> Result<usize>;
     /// Returns when nothing is left to do in the background, all of it merged.
     fn settle(&self) -> Result<()>;
+    /// Makes a store of its own out of all that was written, in the new directory `to` on the same disk; false if it cannot.
+    fn checkpoint(&self, to: &Path) -> Result<bool> {
+        let _ = to;
+        Ok(false)
+    }
     /// Bytes on disk that hold versions which newer ones have taken the place of, kept so that the past can be read.
     fn history_bytes(&self) -> u64 {
         0

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::Result;
+use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{BlockBasedOptions, Cache, DB, DBCompressionType, FlushOptions, Options, WriteOptions};
 
 use super::Engine;
@@ -63,6 +64,11 @@ impl Engine for Rocks {
         }
         entries.status()?;
         Ok(count)
+    }
+
+    fn checkpoint(&self, to: &Path) -> Result<bool> {
+        Checkpoint::new(&self.0)?.create_checkpoint(to)?;
+        Ok(true)
     }
 
     fn settle(&self) -> Result<()> {
