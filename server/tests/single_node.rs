@@ -256,7 +256,11 @@ fn damage_that_nobody_reads_is_found_by_the_scrub_and_told_by_status() {
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
     one.node.kill();
-    let table = std::fs::read_dir(one.node.data.join("tables")).unwrap().next().unwrap().unwrap().path();
+    // One that the manifest names: what it does not name yet goes with the next start. The second is made when the first is named.
+    let named = mainstay(&["inspect", "manifest", one.node.data.to_str().unwrap(), "-o", "json"]);
+    let named: Value = serde_json::from_slice(&named.stdout).unwrap();
+    let table = format!("{}.table", named["tables"][0]["id"].as_str().expect("a table is named"));
+    let table = one.node.data.join("tables").join(table);
     let mut bytes = std::fs::read(&table).unwrap();
     bytes[60] ^= 4;
     std::fs::write(&table, bytes).unwrap();
