@@ -43,7 +43,7 @@ pub struct Options {
     /// Log segment size in bytes. At least `BATCH_BYTES_MAX` + 64 KiB, except in tests whose
     /// batches are small. Above `SEGMENT_BYTES_MAX` it acts as that.
     pub segment_bytes: u64,
-    /// Log kept in memory for tail readers close to the head, in bytes.
+    /// Log kept in memory for tail readers close to the head, in bytes; 256 KiB at most until there is a first reader.
     pub tail_memory_bytes: usize,
     /// Log kept on disk for slots (replicas, archiver, watchers) beyond what the tree needs, in
     /// bytes. A slot that lags by more is dropped and must fall back to a checkpoint.
